@@ -1,0 +1,58 @@
+"""The worker process of `data.engine.LocalPool`: answers tasks on a socket.
+
+A fresh interpreter that imports only what a task's function needs. (multiprocessing's spawn would import the parent's
+`__main__` again, which for `train.main` is all of JAX in every worker.)
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+
+PARENT_CHECK_SECONDS = 0.2  # how long a worker may outlive a killed parent
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Answer tasks until the pipe closes.
+
+    A task is (function bytes | None for the one before, index, shard bytes); an answer (index, result bytes | None,
+    failure | None).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_die_with_parent, args=(parent,), daemon=True).start()
+    connection = Connection(descriptor)
+    function = None
+    while True:
+        try:
+            function_bytes, index, shard_bytes = connection.recv()
+        except EOFError:
+            return
+        try:
+            if function_bytes is not None:
+                function = pickle.loads(function_bytes)
+            assert function is not None
+            answer = index, pickle.dumps(function(pickle.loads(shard_bytes))), None
+        except Exception as error:
+            answer = index, None, failure(error)
+        try:
+            connection.send(answer)
+        except BrokenPipeError:
+            return
+
+
+def failure(error: BaseException) -> tuple[str, int | None, str]:
+    """(one line, errno, traceback) of an error: what crosses the process boundary."""
+    text = " ".join(str(error).split()) or "no message"
+    line = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+    return line, getattr(error, "errno", None), traceback.format_exc()
+
+
+def _die_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_SECONDS)
+    os._exit(1)
