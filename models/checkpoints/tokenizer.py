@@ -1,0 +1,176 @@
+"""The tokenizer and chat template that belong to a checkpoint, read without torch.
+
+From a Hugging Face folder (`tokenizer.json`), from a Sluice run (`tokenizer/tokenizer.json`) or from GGUF metadata
+(models.checkpoints.gguf_tokenizer). Chat templates come from outside, so they run in jinja2's immutable sandbox only.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTokenizer:
+    """Text to ids and back, with the ids that mean something to decoding.
+
+    stop_ids: ids that end a generated text (end of sequence, and end of turn where the checkpoint names one).
+    prefix_bos: whether `encode_prompt` puts BOS first where the tokenizer's own post-processor does not.
+    """
+
+    backend: Tokenizer = field(repr=False)
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+    stop_ids: tuple[int, ...]
+    chat_template: str | None = field(default=None, repr=False)
+    prefix_bos: bool = False
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of the text alone, no BOS or EOS."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts at once, on all cores."""
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids that the checkpoint expects a document to begin with: BOS first where it was trained so."""
+        ids = self.backend.encode(text, add_special_tokens=True).ids
+        if self.eos_id is not None and len(ids) > 1 and ids[-1] == self.eos_id and not text.endswith(self._eos_text()):
+            ids = ids[:-1]  # a post-processor that closes documents must not close a prompt
+        if self.prefix_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids = [self.bos_id, *ids]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special tokens (BOS, end of turn, padding) are left out."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one token by its string, or None."""
+        return self.backend.token_to_id(token)
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+        """The prompt text of a conversation, by the checkpoint's chat template. Messages: {"role", "content"}."""
+        if self.chat_template is None:
+            raise ValueError("this checkpoint has no chat template; give a plain prompt instead of a conversation")
+        return render_template(
+            self.chat_template,
+            messages=[dict(message) for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            bos_token=self._text_of(self.bos_id),
+            eos_token=self._eos_text(),
+        )
+
+    def _text_of(self, token: int | None) -> str:
+        return "" if token is None else self.backend.id_to_token(token)
+
+    def _eos_text(self) -> str:
+        return self._text_of(self.eos_id)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and the chat template, as `AutoTokenizer` reads them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.save(str(folder / "tokenizer.json"))
+        named = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config |= {key: self._text_of(value) for key, value in named.items() if value is not None}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        if self.chat_template is not None:
+            (folder / TEMPLATE_FILE).write_text(self.chat_template)
+
+
+def load_tokenizer_folder(folder: Path, *, prefix_bos: bool = False) -> TextTokenizer:
+    """The tokenizer of a Hugging Face folder or of a run's `tokenizer/`; ValueError where tokenizer.json is absent."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise ValueError(f"{folder} has no tokenizer.json; save it with AutoTokenizer.save_pretrained first")
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception
+        raise ValueError(f"{path} is not a tokenizer.json that this version of tokenizers reads: {error}") from None
+    backend.no_padding()
+    backend.no_truncation()
+    config = _read_json(folder / "tokenizer_config.json")
+    special = _read_json(folder / "special_tokens_map.json")
+
+    def token(name: str) -> int | None:
+        value = config.get(name, special.get(name))
+        text = value.get("content") if isinstance(value, dict) else value
+        return backend.token_to_id(text) if isinstance(text, str) else None
+
+    eos = token("eos_token")
+    generation = _read_json(folder / "generation_config.json").get("eos_token_id")
+    declared = generation if isinstance(generation, list) else [generation]
+    stops = dict.fromkeys(i for i in (eos, *declared) if isinstance(i, int))
+    return TextTokenizer(
+        backend=backend,
+        bos_id=token("bos_token"),
+        eos_id=eos,
+        pad_id=token("pad_token"),
+        stop_ids=tuple(stops),
+        chat_template=_template(folder, config),
+        prefix_bos=prefix_bos,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    if (folder / TEMPLATE_FILE).exists():
+        return (folder / TEMPLATE_FILE).read_text()
+    found = config.get("chat_template")
+    if isinstance(found, list):  # several named templates
+        found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
+    return found
+
+
+def render_template(template: str, **values: Any) -> str:
+    """A chat template rendered in jinja2's immutable sandbox, with the helpers that such templates expect.
+
+    `raise_exception(text)` of the template becomes a ValueError; `{% generation %}` blocks render as their content.
+    """
+    try:
+        import jinja2
+        from jinja2.ext import Extension, loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise ValueError("chat templates need jinja2: pip install jinja2") from None
+
+    class Generation(Extension):
+        """`{% generation %}...{% endgeneration %}`, which transformers uses to mark what an assistant said."""
+
+        tags = frozenset({"generation"})
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope(body).set_lineno(line)
+
+    def refuse(message: str) -> None:
+        raise ValueError(f"the chat template refuses this conversation: {message}")
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+    )
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(template).render(**values)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the chat template failed: {error}") from None
