@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,8 +35,14 @@ _WORKER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from data.wo
 class Engine(Protocol):
     """Where stages run."""
 
-    def map_shards(self, fn: Callable[[S], R], shards: Sequence[S], *, label: str) -> list[R]:
-        """fn(shard) for every shard, results in shard order; a barrier. fn and shards must pickle (spawned workers)."""
+    def map_shards(
+        self, fn: Callable[[S], R], shards: Sequence[S], *, label: str, documents: Callable[[R], int] | None = None
+    ) -> list[R]:
+        """fn(shard) for every shard, results in shard order; a barrier. fn and shards must pickle (spawned workers).
+
+        label names the step on the progress bar and in errors; documents(result) is how many documents a result
+        stands for, shown as a rate.
+        """
         ...
 
 
@@ -73,10 +80,12 @@ class LocalPool:
         """Processes that a call uses at most."""
         return self.workers or len(os.sched_getaffinity(0))
 
-    def map_shards(self, fn: Callable[[S], R], shards: Sequence[S], *, label: str) -> list[R]:
-        """fn(shard) for every shard, results in shard order; a progress bar with rate and time left on a terminal."""
+    def map_shards(
+        self, fn: Callable[[S], R], shards: Sequence[S], *, label: str, documents: Callable[[R], int] | None = None
+    ) -> list[R]:
+        """As `Engine.map_shards`; a progress bar with rate and time left on a terminal."""
         with self.session() as engine:
-            return engine.map_shards(fn, shards, label=label)
+            return engine.map_shards(fn, shards, label=label, documents=documents)
 
     @contextmanager
     def session(self) -> Iterator[Engine]:
@@ -105,13 +114,21 @@ class _Pool:
         self._num_workers = num_workers
         self._workers: list[_Worker] = []
 
-    def map_shards(self, fn: Callable[[S], R], shards: Sequence[S], *, label: str) -> list[R]:
+    def map_shards(
+        self, fn: Callable[[S], R], shards: Sequence[S], *, label: str, documents: Callable[[R], int] | None = None
+    ) -> list[R]:
         shards = list(shards)
         results: dict[int, R] = {}
+        total = 0
+        start = time.monotonic()
         with tqdm(total=len(shards), desc=label, unit="shard", disable=None, dynamic_ncols=True) as bar:
             run = self._inline if min(self._num_workers, len(shards)) <= 1 else self._spread
             for index, result in run(fn, shards, label):
                 results[index] = result
+                if documents is not None:
+                    total += documents(result)
+                    rate = total / (time.monotonic() - start)
+                    bar.set_postfix_str(f"{total:,} documents, {rate:,.0f}/s", refresh=False)
                 bar.update()
         return [results[index] for index in range(len(shards))]
 

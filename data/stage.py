@@ -2,24 +2,35 @@
 
 A stage is a frozen dataclass: its fields are its settings, `run` does the work.
 
-    Read -> Clean -> ExactDedup -> NearDedup -> HeldOut -> Decontaminate        (each a value in `DataConfig.stages`)
+    Clean -> ExactDedup -> NearDedup -> HeldOut -> Decontaminate        (each a value in `DataConfig.stages`)
 
 `run(inputs, output, engine)` reads document shards (Parquet, see data.tables), writes whole shards into
 
     output/kept/NNNNN.parquet       documents that go on, in the order of the inputs
     output/dropped/NNNNN.parquet    documents removed here, each with step, reason, value, threshold, partner
 
-and returns its `Counts`. `data.build` gives it a fresh folder, checks the books and renames the folder when it is whole.
+and returns its `Counts`. `data.build` gives it the folder, checks the books and renames the folder when it is whole.
+After a kill the same folder comes again with what was whole by then: a file under its final name need not be made
+again, and `map_documents` sees to that. `output/scratch` and `output/done` are removed when the stage is whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from data.document import Document, Dropped
 from data.engine import Engine
+from data.tables import open_documents, open_dropped, read_documents, write_json
+
+NOT_IN_KEY = {"in_key": False}  # dataclasses.field(metadata=NOT_IN_KEY): a setting that never changes what is written
+
+Transform = Callable[[Iterator[Document]], Iterable[Document | Dropped]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +73,68 @@ class Stage(Protocol):
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
         """Read the input shards, write output/kept and output/dropped, return the books."""
         ...
+
+
+def map_documents(transform: Transform, inputs: Sequence[Path], output: Path, engine: Engine, *, label: str) -> Counts:
+    """Run a stage that looks at one shard at a time: shard i of the inputs becomes kept/i and dropped/i.
+
+    transform: takes the documents of a shard as a stream and yields each one again, as a `Document` (goes on) or as a
+        `Dropped`; it pickles (a module-level function, a functools.partial of one, or a frozen dataclass that is
+        called). Memory is bounded by what it holds. It makes no documents: those that do, count `created` themselves.
+    Shards that an interrupted run left whole are not done again.
+    """
+    tasks = [(path, index) for index, path in enumerate(inputs)]
+    fn = partial(_map_shard, transform=transform, output=output)
+    return sum(engine.map_shards(fn, tasks, label=label, documents=_documents_read), Counts())
+
+
+def shard_name(index: int) -> str:
+    """The file name of the shard at this place in its stage."""
+    return f"{index:05d}.parquet"
+
+
+def done_counts(output: Path, index: int) -> Counts | None:
+    """The books of a shard that an earlier run of this stage left whole, or None."""
+    path = output / "done" / f"{index:05d}.json"
+    return Counts(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def mark_done(output: Path, index: int, counts: Counts) -> None:
+    """Note that every file of a shard is whole, with its books; called last."""
+    path = output / "done" / f"{index:05d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(counts))
+
+
+def _map_shard(task: tuple[Path, int], *, transform: Transform, output: Path) -> Counts:
+    path, index = task
+    done = done_counts(output, index)
+    if done is not None:
+        return done
+    read = 0
+
+    def documents() -> Iterator[Document]:
+        nonlocal read
+        for document in read_documents(path):
+            read += 1
+            yield document
+
+    with ExitStack() as stack:
+        for name in ("kept", "dropped"):
+            (output / name).mkdir(parents=True, exist_ok=True)
+        kept = stack.enter_context(open_documents(output / "kept" / shard_name(index)))
+        dropped = stack.enter_context(open_dropped(output / "dropped" / shard_name(index)))
+        for result in transform(documents()):
+            if isinstance(result, Dropped):
+                dropped.write(result)
+            else:
+                kept.write(result)
+    counts = Counts(read=read, kept=kept.count, dropped=dropped.count)
+    if not counts.balanced:
+        raise ValueError(f"{path}: kept {counts.kept} + dropped {counts.dropped} is not read {counts.read}")
+    mark_done(output, index, counts)
+    return counts
+
+
+def _documents_read(counts: Counts) -> int:
+    return counts.read

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,6 +52,7 @@ DROPPED_SCHEMA = pa.schema(
 _REPEATING_COLUMNS = ["source", "step", "reason", "threshold"]  # few distinct values: dictionary-encoded
 
 T = TypeVar("T")
+Row = tuple[str | None, ...]
 
 
 @contextmanager
@@ -81,12 +82,67 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+class ShardWriter(Generic[T]):
+    """Rows on their way into one shard, a row group at a time; made by `open_documents` and `open_dropped`.
+
+    count: rows written so far; chars: characters of text in them.
+    """
+
+    def __init__(self, writer: pq.ParquetWriter, to_row: Callable[[T], Row]):
+        self.count = 0
+        self.chars = 0
+        self._writer = writer
+        self._to_row = to_row
+        self._rows: list[Row] = []
+        self._flushed_chars = 0
+
+    def write(self, item: T) -> None:
+        """Add one row."""
+        row = self._to_row(item)
+        self._rows.append(row)
+        self.count += 1
+        self.chars += len(row[1] or "")
+        if self.chars - self._flushed_chars >= ROW_GROUP_CHARS or len(self._rows) >= ROW_GROUP_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait as one row group."""
+        if not self._rows:
+            return
+        schema = self._writer.schema
+        try:
+            arrays = [pa.array(column, type=field.type) for column, field in zip(zip(*self._rows), schema)]
+        except (UnicodeEncodeError, pa.ArrowInvalid, pa.ArrowTypeError):
+            for row in self._rows:
+                _check_row(row)
+            raise
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+        self._rows, self._flushed_chars = [], self.chars
+
+
+@contextmanager
+def open_documents(path: Path) -> Iterator[ShardWriter[Document]]:
+    """A shard of documents to write to; it exists under its name only when the block ended well."""
+    with _open_writer(path, DOCUMENT_SCHEMA, _document_row) as writer:
+        yield writer
+
+
+@contextmanager
+def open_dropped(path: Path) -> Iterator[ShardWriter[Dropped]]:
+    """A shard of dropped documents to write to; it exists under its name only when the block ended well."""
+    with _open_writer(path, DROPPED_SCHEMA, _dropped_row) as writer:
+        yield writer
+
+
 def write_documents(path: Path, documents: Iterable[Document]) -> int:
     """Write documents to one shard, streaming and atomically; the number written.
 
     Raises ValueError, naming the document, for text that is not valid Unicode or meta that is not JSON.
     """
-    return _write(path, documents, DOCUMENT_SCHEMA, _document_row, lambda document: len(document.text))
+    with open_documents(path) as writer:
+        for document in documents:
+            writer.write(document)
+    return writer.count
 
 
 def read_documents(path: Path) -> Iterator[Document]:
@@ -100,7 +156,10 @@ def read_documents(path: Path) -> Iterator[Document]:
 
 def write_dropped(path: Path, dropped: Iterable[Dropped]) -> int:
     """Write dropped documents with their reasons to one shard, streaming and atomically; the number written."""
-    return _write(path, dropped, DROPPED_SCHEMA, _dropped_row, lambda row: len(row.document.text))
+    with open_dropped(path) as writer:
+        for row in dropped:
+            writer.write(row)
+    return writer.count
 
 
 def read_dropped(path: Path) -> Iterator[Dropped]:
@@ -116,7 +175,15 @@ def count_rows(path: Path) -> int:
         return file.metadata.num_rows
 
 
-def _document_row(document: Document) -> tuple[str | None, ...]:
+@contextmanager
+def _open_writer(path: Path, schema: pa.Schema, to_row: Callable[[T], Row]) -> Iterator[ShardWriter[T]]:
+    with atomic_path(path) as temporary, _columns_writer(temporary, schema) as columns:
+        writer = ShardWriter(columns, to_row)
+        yield writer
+        writer.flush()
+
+
+def _document_row(document: Document) -> Row:
     try:
         meta, scores = _json(document.meta), _json(document.scores)
     except (TypeError, ValueError) as error:
@@ -124,7 +191,7 @@ def _document_row(document: Document) -> tuple[str | None, ...]:
     return document.id, document.text, document.source, meta, scores
 
 
-def _dropped_row(row: Dropped) -> tuple[str | None, ...]:
+def _dropped_row(row: Dropped) -> Row:
     drop, document = row.drop, row.document
     if not document.text.isascii():  # an unreadable text is a reason to be here: keep what can be kept of it
         document = document.with_text(document.text.encode("utf-8", "replace").decode("utf-8"))
@@ -148,29 +215,7 @@ def _document(row: Mapping[str, Any]) -> Document:
     )
 
 
-def _write(
-    path: Path,
-    items: Iterable[T],
-    schema: pa.Schema,
-    to_row: Callable[[T], tuple[str | None, ...]],
-    chars: Callable[[T], int],
-) -> int:
-    count = 0
-    with atomic_path(path) as temporary, _writer(temporary, schema) as writer:
-        rows: list[tuple[str | None, ...]] = []
-        size = 0
-        for item in items:
-            rows.append(to_row(item))
-            size += chars(item)
-            if size >= ROW_GROUP_CHARS or len(rows) >= ROW_GROUP_ROWS:
-                _write_group(writer, schema, rows)
-                count, rows, size = count + len(rows), [], 0
-        if rows:
-            _write_group(writer, schema, rows)
-    return count + len(rows)
-
-
-def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+def _columns_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(
         path,
         schema,
@@ -183,18 +228,7 @@ def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     )
 
 
-def _write_group(writer: pq.ParquetWriter, schema: pa.Schema, rows: list[tuple[str | None, ...]]) -> None:
-    columns = list(zip(*rows))
-    try:
-        arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema)]
-    except (UnicodeEncodeError, pa.ArrowInvalid, pa.ArrowTypeError):
-        for row in rows:
-            _check_row(row)
-        raise
-    writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-
-
-def _check_row(row: tuple[str | None, ...]) -> None:
+def _check_row(row: Row) -> None:
     for value in row:
         if value is not None and not isinstance(value, str):
             raise ValueError(f"document {row[0]!r}: expected text, got {type(value).__name__}")

@@ -12,7 +12,9 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 PARENT_CHECK_SECONDS = 0.2  # how long a worker may outlive a killed parent
 
@@ -26,7 +28,9 @@ def main(descriptor: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_die_with_parent, args=(parent,), daemon=True).start()
     connection = Connection(descriptor)
-    function = None
+    function: Callable[[Any], Any] | None = None
+    result: bytes | None
+    trouble: tuple[str, int | None, str] | None
     while True:
         try:
             function_bytes, index, shard_bytes = connection.recv()
@@ -36,11 +40,11 @@ def main(descriptor: int, parent: int) -> None:
             if function_bytes is not None:
                 function = pickle.loads(function_bytes)
             assert function is not None
-            answer = index, pickle.dumps(function(pickle.loads(shard_bytes))), None
+            result, trouble = pickle.dumps(function(pickle.loads(shard_bytes))), None
         except Exception as error:
-            answer = index, None, failure(error)
+            result, trouble = None, failure(error)
         try:
-            connection.send(answer)
+            connection.send((index, result, trouble))
         except BrokenPipeError:
             return
 

@@ -98,7 +98,7 @@ def test_bad_documents_are_named(tmp_path: Path) -> None:
 
 def test_memory_is_bounded_by_a_row_group(tmp_path: Path) -> None:
     path = tmp_path / "big.parquet"
-    documents = (Document(id=str(i), text=("%09d" % i) * 10_000, source="s") for i in range(600))  # 54 MB
+    documents = (Document(id=str(i), text=f"{i:09d}" * 10_000, source="s") for i in range(600))  # 54 MB
     tracemalloc.start()
     assert write_documents(path, documents) == 600
     before = pa.total_allocated_bytes()
