@@ -1,13 +1,23 @@
 """Optimizers and learning-rate schedules: AdamW and Muon, warmup-cosine and warmup-stable-decay.
 
-A config holds one value of each (`optimizer=Muon(...)`, `schedule=WarmupCosine(...)`); a schedule is a multiplier of the
+A config holds one value of each (`optimizer=Muon(...)`, `schedule=WarmupCosine(...)`); a schedule multiplies the
 optimizer's learning rate, in steps, so that a resumed run continues on the same curve.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+from jaxtyping import Array
+from optax.contrib import MuonDimensionNumbers
 
 MomentDtype = Literal["float32", "bfloat16"]
+Names = tuple[str | None, ...]  # of one parameter's dims: ("layers", "embed", "mlp")
+Axes = dict[str, Any]  # Names of every parameter, as nested as the parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +35,10 @@ class AdamW:
     weight_decay: float = 0.1
     moment_dtype: MomentDtype = "float32"
 
+    def __post_init__(self) -> None:
+        if self.moment_dtype == "bfloat16" and self.b2 > 0.99:  # a change of 1 - b2 must exceed bfloat16's step, 2**-8
+            raise ValueError(f"optimizer.moment_dtype='bfloat16' needs b2 of at most 0.99, not {self.b2}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Muon:
@@ -32,7 +46,7 @@ class Muon:
 
     learning_rate: peak for matrices; adam_learning_rate: peak for embeddings, output matrix, norms and biases.
     consistent_rms: scales every update to the root mean square that AdamW has; None scales by the shape's ratio instead.
-    weight_decay: on the Muon matrices only. ns_steps: Newton-Schulz iterations.
+    weight_decay: on the Muon matrices only. ns_steps: Newton-Schulz iterations. moment_dtype: of all first moments.
     """
 
     learning_rate: float = 2e-2
@@ -65,3 +79,99 @@ class WarmupStableDecay:
 
     warmup_steps: int = 100
     decay_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.decay_fraction <= 1.0:
+            raise ValueError(f"schedule.decay_fraction must be above 0 and at most 1, not {self.decay_fraction}")
+
+
+def make_schedule(config: WarmupCosine | WarmupStableDecay, num_steps: int) -> Callable[[Array], Array]:
+    """step (from 0) -> multiplier of every learning rate; both shapes reach their end at step `num_steps`."""
+    warmup = min(config.warmup_steps, num_steps)
+    after = max(num_steps - warmup, 1)
+
+    def multiplier(step: Array) -> Array:
+        rising = (step + 1) / max(warmup, 1)
+        done = (step - warmup) / after  # 0 at the end of warm-up, 1 at num_steps
+        if isinstance(config, WarmupCosine):
+            half_wave = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
+            falling = config.final_fraction + (1 - config.final_fraction) * half_wave
+        else:
+            falling = jnp.clip((1 - done) / config.decay_fraction, 0.0, 1.0)
+        return jnp.where(step < warmup, rising, falling).astype(jnp.float32)
+
+    return multiplier
+
+
+def make_optimizer(config: AdamW | Muon, axes: Axes) -> optax.GradientTransformation:
+    """The optax transformation whose updates, times the schedule's multiplier, are added to the parameters.
+
+    axes: for every parameter the names of its dims, as nested as the parameters (`train.state.describe_model` gives it).
+    Clipping is the step's work. Weight decay is decoupled and touches matrices only.
+    """
+    decayed = jax.tree.map(lambda names: len(_own_dims(names)) >= 2, axes, is_leaf=_is_names)
+    if isinstance(config, AdamW):
+        return optax.chain(
+            _stored_as(config.moment_dtype, optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)),
+            optax.add_decayed_weights(config.weight_decay, decayed) if config.weight_decay else optax.identity(),
+            optax.scale(-config.learning_rate),
+        )
+    matrices = jax.tree.map(_muon_dims, axes, is_leaf=_is_names)
+    return optax.contrib.muon(
+        config.learning_rate,
+        adam_learning_rate=config.adam_learning_rate,
+        beta=config.beta,
+        nesterov=config.nesterov,
+        ns_steps=config.ns_steps,
+        consistent_rms=config.consistent_rms,
+        weight_decay=config.weight_decay,
+        adam_b1=config.adam_b1,
+        adam_b2=config.adam_b2,
+        eps=config.eps,
+        mu_dtype=config.moment_dtype,
+        muon_weight_dimension_numbers=matrices,
+    )
+
+
+def peak_rates(config: AdamW | Muon) -> dict[str, float]:
+    """Peak learning rates by the name under which a run logs them."""
+    if isinstance(config, AdamW):
+        return {"learning_rate": config.learning_rate}
+    return {"learning_rate": config.learning_rate, "learning_rate/adam": config.adam_learning_rate}
+
+
+def _muon_dims(names: Names) -> MuonDimensionNumbers | None:
+    """Which dims of a stack of matrices Muon orthogonalises; None for what Adam updates.
+
+    Embeddings and the output matrix stay with Adam (Jordan 2024: their columns are words, not a change of basis).
+    """
+    if len(_own_dims(names)) != 2 or "vocab" in names or "positions" in names:
+        return None
+    return MuonDimensionNumbers(len(names) - 2, len(names) - 1)
+
+
+def _own_dims(names: Names) -> list[str | None]:
+    """Dims of one layer's parameter, without those that only stack layers."""
+    return [name for name in names if name != "layers"]
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, tuple)
+
+
+def _stored_as(dtype: MomentDtype, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` computing in float32 while its moments rest in `dtype`: optax itself can store the first one only."""
+    if dtype == "float32":
+        return inner
+
+    def cast(state: Any, to: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(to) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, state)
+
+    def init(params: Any) -> Any:
+        return cast(inner.init(params), dtype)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = inner.update(updates, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(init, update)

@@ -1,6 +1,32 @@
-"""The training step: one jitted pure function (state, batch) -> (state, metrics)."""
+"""The training step: one jitted pure function (state, batch) -> (state, metrics).
 
+    gradients of sum(weight x loss), micro-batch by micro-batch     -> divided once by the total weight
+    -> clipped by their global norm -> optimizer -> parameters, moving average
+
+A step whose loss or gradient is not finite, or whose gradient norm spikes, leaves parameters and optimizer as they were:
+the decision is made on the device, so nothing waits for it.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from train.state import Params, TrainState, merge
+
+Batch = Mapping[str, Array]
+Metrics = dict[str, Array]
+# (model, batch) -> (sum to differentiate, sums to report: "loss", "weight" and others)
+Objective = Callable[[Any, Batch], tuple[Float[Array, ""], Metrics]]
+
+SPIKE_MEMORY = 0.98  # of the running mean of gradient norms, per step: about the last 50 steps
+SPIKE_WARMUP = 50  # steps before spikes are looked for: norms fall fast at first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,3 +56,118 @@ class TrainConfig:
     compilation_cache: str = "~/.cache/sluice/jax"
     tensorboard: bool = True
     wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "grad_accum_steps", "log_every", "max_skipped_in_a_row"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        if self.vocab_chunk is not None and self.vocab_chunk < 1:
+            raise ValueError(f"train.vocab_chunk must be at least 1 or None, not {self.vocab_chunk}")
+        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+            raise ValueError(f"train.ema_decay must lie between 0 and 1 or be None, not {self.ema_decay}")
+
+
+def make_train_step(
+    objective: Objective,
+    graphdef: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    schedule: Callable[[Array], Array],
+    config: TrainConfig,
+    *,
+    shardings: TrainState,
+    batch_sharding: NamedSharding,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step; its first argument is donated: use the state that it returns, never the one that went in.
+
+    objective: what is minimised. schedule: step -> multiplier of the learning rates inside `tx`.
+    shardings: of every leaf of the state; batch_sharding: of every [B, T] array of the batch.
+    Metrics are float32 scalars on the device: `loss` (nats per unit of weight), `gradient_norm` (before clipping),
+    `schedule`, `tokens` (not padding), `skipped` (1 where this step changed nothing), `skipped_total`.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        sums, gradients = accumulate(objective, graphdef, state.params, batch, config.grad_accum_steps)
+        weight = jnp.maximum(sums.pop("weight"), jnp.finfo(jnp.float32).tiny)  # a batch of padding alone
+        metrics = {name: value / weight for name, value in sums.items()}
+
+        norm = optax.global_norm(gradients) / weight
+        scale = 1.0 / weight
+        if config.clip_norm is not None:
+            scale *= jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, 1e-12))
+        gradients = jax.tree.map(lambda g: g * scale, gradients)
+
+        rate = schedule(state.step)
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p + (rate * u).astype(p.dtype), state.params, updates)
+
+        taken = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        if config.spike_factor is not None:
+            settled = state.step - state.skipped >= SPIKE_WARMUP
+            taken &= ~settled | (norm <= config.spike_factor * state.norm_mean)
+        new = TrainState(
+            step=state.step,
+            params=params,
+            opt_state=opt_state,
+            ema=_moving_average(state.ema, params, config.ema_decay),
+            skipped=state.skipped,
+            norm_mean=jnp.where(state.norm_mean == 0, norm, SPIKE_MEMORY * state.norm_mean + (1 - SPIKE_MEMORY) * norm),
+        )
+        new = jax.tree.map(lambda after, before: jnp.where(taken, after, before), new, state)
+        skipped = 1 - taken.astype(jnp.int32)
+        new = _with_counts(new, step=state.step + 1, skipped=state.skipped + skipped)
+        metrics |= {"gradient_norm": norm, "schedule": rate, "tokens": jnp.sum(batch["segment_ids"] > 0)}
+        metrics |= {"skipped": skipped, "skipped_total": new.skipped}
+        return new, {name: value.astype(jnp.float32) for name, value in metrics.items()}
+
+    everywhere = NamedSharding(batch_sharding.mesh, PartitionSpec())
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, batch_sharding),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
+
+
+def accumulate(
+    objective: Objective, graphdef: nnx.GraphDef, params: Params, batch: Batch, micro_batches: int
+) -> tuple[Metrics, Params]:
+    """(sums to report, gradients of the summed objective) over all rows of the batch, not yet divided by any weight.
+
+    With micro_batches > 1 the rows are visited in as many parts by a scan, gradients added in their own dtype; part i
+    takes the rows i, i + micro_batches, ..., so that every device has its share of every part.
+    """
+
+    def sum_of(params: Params, batch: Batch) -> tuple[Array, Metrics]:
+        return objective(merge(graphdef, params), batch)
+
+    gradient = jax.value_and_grad(sum_of, has_aux=True)
+    if micro_batches == 1:
+        (_, sums), gradients = gradient(params, batch)
+        return sums, gradients
+
+    def visit(total: tuple, part: Batch) -> tuple:
+        (_, sums), gradients = gradient(params, part)
+        return jax.tree.map(jnp.add, total, (sums, gradients)), None
+
+    parts = {name: array.reshape(-1, micro_batches, *array.shape[1:]).swapaxes(0, 1) for name, array in batch.items()}
+    first = jax.eval_shape(lambda part: gradient(params, part), {name: array[0] for name, array in parts.items()})
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (first[0][1], first[1]))
+    (sums, gradients), _ = jax.lax.scan(visit, zeros, parts)
+    return sums, gradients
+
+
+def _moving_average(ema: Params | None, params: Params, decay: float | None) -> Params | None:
+    if ema is None or decay is None:
+        return None
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+
+
+def _with_counts(state: TrainState, *, step: Array, skipped: Array) -> TrainState:
+    return TrainState(
+        step=step,
+        params=state.params,
+        opt_state=state.opt_state,
+        ema=state.ema,
+        skipped=skipped,
+        norm_mean=state.norm_mean,
+    )
