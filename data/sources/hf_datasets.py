@@ -1,0 +1,65 @@
+"""Datasets of the Hugging Face `datasets` library, where it is installed: streamed, no dataset script is run.
+
+HfDatasetSource(name="fineweb", path="HuggingFaceFW/fineweb", config="sample-10BT", text_field="text")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from data.document import Document, Dropped
+from data.sources.base import make_document, make_drop
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfDatasetSource:
+    """One split of a hub dataset, or of a local folder in a format that the library reads.
+
+    revision: a commit hash pins the content; without it the name alone identifies the input.
+    """
+
+    name: str
+    path: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    text_field: str = "text"
+    meta_fields: tuple[str, ...] = ()
+    licence: str | None = None
+    language: str | None = None
+
+    version: ClassVar[int] = 1
+    code_modules: ClassVar[tuple[str, ...]] = ("data.sources.hf_datasets", "data.sources.base")
+    libraries: ClassVar[tuple[str, ...]] = ()
+
+    def shards(self) -> Sequence[dict[str, Any]]:
+        """One shard a file of the dataset."""
+        count = max(int(getattr(self._stream(), "num_shards", 1)), 1)
+        return [{"index": index, "count": count} for index in range(count)]
+
+    def inputs_key(self) -> Any:
+        """Path, config, split and revision."""
+        return [self.path, self.config, self.split, self.revision]
+
+    def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
+        """One document a row."""
+        stream = self._stream()
+        if shard["count"] > 1:
+            stream = stream.shard(num_shards=shard["count"], index=shard["index"])
+        for row, values in enumerate(stream):
+            record, text = f"{self.split}:{shard['index']}:{row}", values.get(self.text_field)
+            if not isinstance(text, str):
+                yield make_drop(self.name, record, "no_text_field", value=self.text_field)
+                continue
+            meta = {name: values.get(name) for name in self.meta_fields}
+            meta.update(dataset=self.path, licence=self.licence, language=self.language)
+            yield make_document(self.name, record, text, meta)
+
+    def _stream(self) -> Any:
+        try:
+            import datasets
+        except ImportError as error:
+            raise ValueError("HfDatasetSource needs the `datasets` package: pip install datasets") from error
+        return datasets.load_dataset(self.path, self.config, split=self.split, revision=self.revision, streaming=True)

@@ -1,0 +1,59 @@
+"""Folders of saved HTML pages: the main text of each, by the extraction chain.
+
+HtmlFolder(name="pages", paths=("saved/",), extract=ExtractConfig(favour="recall"))
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from data.document import Document, Dropped
+from data.sources import extract
+from data.sources.base import FileSource
+from data.sources.extract import Extracted, ExtractConfig, ExtractionPool, Page
+from data.sources.limits import BombError, CorruptError
+from data.sources.text_files import read_whole
+
+
+def share_of_cores(shards: Sequence[Any]) -> int:
+    """Extraction processes for one shard: all cores where the source has one shard, one each where it has many."""
+    return max(1, (os.cpu_count() or 1) // max(len(shards), 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HtmlFolder(FileSource):
+    """HTML files, plain or compressed; forum pages (phpBB and its like) come in through here too."""
+
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+
+    suffixes: ClassVar[tuple[str, ...]] = (".html", ".htm", ".xhtml")
+    files_per_shard: ClassVar[int] = 256
+    code_modules: ClassVar[tuple[str, ...]] = (
+        *FileSource.code_modules,
+        "data.sources.html_files",
+        *extract.CODE_MODULES,
+    )
+    libraries: ClassVar[tuple[str, ...]] = extract.LIBRARIES
+
+    def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
+        """One document a file, in file order."""
+        pool: ExtractionPool[Mapping[str, Any]]
+        with ExtractionPool(self.extract, workers=share_of_cores(self.shards())) as pool:
+            for file, found in pool.map((file, self._page(file)) for file in shard["files"]):
+                if found.reason:
+                    yield self.drop(file, None, found.reason, value=found.meta.pop("fault", None), **found.meta)
+                else:
+                    yield self.document(file, None, found.text, **found.meta)
+
+    def _page(self, file: Mapping[str, Any]) -> Page | Extracted:
+        try:
+            with self.open(file) as stream:
+                data, whole = read_whole(stream, self.extract.max_page_bytes)
+        except (CorruptError, BombError) as error:
+            return Extracted("", {"fault": str(error)}, "corrupt_file")
+        if not whole:
+            return Extracted("", {"fault": f"over {self.extract.max_page_bytes} bytes"}, "page_too_large")
+        return Page(data)
