@@ -2,9 +2,9 @@
 
 Shapes: B batch, T sequence, D embed, V vocabulary, C columns of one vocabulary chunk, n chunks.
 
-The full logits of 4,096 tokens over 128,256 words are 2.1 GB in float32. With `vocab_chunk` only [B, T, C] of them exist
-at a time: the forward pass keeps a running log-sum-exp over chunks, the backward pass makes each chunk's logits again
-(one extra product with the output matrix). Without it the logits are made once and kept for the backward pass.
+The full logits of 4,096 tokens over 128,256 words are 2.1 GB in float32. With `vocab_chunk` only [B, T, C] of them
+exist at a time: the forward pass keeps a running log-sum-exp over chunks, the backward pass makes each chunk's logits
+again (one extra product with the output matrix). Without it they are made once and kept for the backward pass.
 """
 
 from collections.abc import Mapping
@@ -24,9 +24,9 @@ def next_token_objective(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The pretraining objective: sum over tokens of weight x (nats of the next token + z_loss x log(Z)^2).
 
-    A sum and not a mean, because a mean of micro-batch means is wrong where their weights differ: the step divides once,
-    by the total weight of the global batch. z_loss as in PaLM (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
-    Returns (sum to differentiate, sums to report: `nll` in nats, `weight`).
+    A sum and not a mean, because a mean of micro-batch means is wrong where their weights differ: the step divides
+    once, by the total weight of the global batch. z_loss as in PaLM (Chowdhery et al. 2022, section 5).
+    Returns (sum to differentiate, sums to report: `loss` in nats, without the z-loss, and `weight`).
     """
     hidden_BTD = model(batch["inputs"], batch["segment_ids"], batch["positions"])
     softcap = model.config.embedding.logit_softcap
@@ -36,7 +36,7 @@ def next_token_objective(
     weights_BT = batch["loss_weights"]
     nll = jnp.sum(weights_BT * nll_BT)
     total = nll + z_loss * jnp.sum(weights_BT * log_z_BT**2) if z_loss else nll
-    return total, {"nll": nll, "weight": jnp.sum(weights_BT)}
+    return total, {"loss": nll, "weight": jnp.sum(weights_BT)}
 
 
 def token_losses(

@@ -45,7 +45,7 @@ class Muon:
     """Muon on the matrices of the layers (Jordan 2024; scaled as in Liu et al. 2025, arXiv:2502.16982), Adam elsewhere.
 
     learning_rate: peak for matrices; adam_learning_rate: peak for embeddings, output matrix, norms and biases.
-    consistent_rms: scales every update to the root mean square that AdamW has; None scales by the shape's ratio instead.
+    consistent_rms: scales every update to the root mean square that AdamW has; None scales by the shape's ratio.
     weight_decay: on the Muon matrices only. ns_steps: Newton-Schulz iterations. moment_dtype: of all first moments.
     """
 
@@ -106,7 +106,7 @@ def make_schedule(config: WarmupCosine | WarmupStableDecay, num_steps: int) -> C
 def make_optimizer(config: AdamW | Muon, axes: Axes) -> optax.GradientTransformation:
     """The optax transformation whose updates, times the schedule's multiplier, are added to the parameters.
 
-    axes: for every parameter the names of its dims, as nested as the parameters (`train.state.describe_model` gives it).
+    axes: the names of every parameter's dims, as nested as the parameters (from `train.state.describe_model`).
     Clipping is the step's work. Weight decay is decoupled and touches matrices only.
     """
     decayed = jax.tree.map(lambda names: len(_own_dims(names)) >= 2, axes, is_leaf=_is_names)

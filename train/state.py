@@ -36,18 +36,6 @@ class TrainState:
     norm_mean: Float[Array, ""]
 
 
-def new_state(params: Params, tx: optax.GradientTransformation, *, with_ema: bool) -> TrainState:
-    """The state before the first step."""
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=tx.init(params),
-        ema=jax.tree.map(jnp.copy, params) if with_ema else None,
-        skipped=jnp.zeros((), jnp.int32),
-        norm_mean=jnp.zeros((), jnp.float32),
-    )
-
-
 def describe_model(config: ModelConfig, mesh: Mesh | AbstractMesh) -> tuple[nnx.GraphDef, Axes, Params]:
     """(structure, axis names of every parameter, sharding of every parameter) of a model of which no array exists."""
     model = nnx.eval_shape(lambda: CausalLM(config, rngs=nnx.Rngs(0)))
@@ -65,41 +53,46 @@ def make_params(config: ModelConfig, seed: int) -> Params:
     return nnx.to_pure_dict(nnx.state(CausalLM(config, rngs=nnx.Rngs(seed))))
 
 
-def state_shardings(abstract: TrainState, placements: Params, mesh: Mesh | AbstractMesh) -> TrainState:
-    """A NamedSharding for every leaf: optimizer moments and EMA lie as their parameter does, scalars everywhere.
+def new_state(params: Params, tx: optax.GradientTransformation, *, with_ema: bool) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        ema=jax.tree.map(jnp.copy, params) if with_ema else None,
+        skipped=jnp.zeros((), jnp.int32),
+        norm_mean=jnp.zeros((), jnp.float32),
+    )
 
-    abstract: shapes, as jax.eval_shape gives them; placements: the shardings of `abstract.params`.
+
+def abstract_state(create: Callable[[], TrainState], placements: Params, mesh: Mesh | AbstractMesh) -> TrainState:
+    """Shape, dtype and sharding of every leaf of `create()`, without making any.
+
+    placements: the sharding of every parameter; optimizer moments and EMA lie as their parameter does, scalars
+    everywhere.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
+    state = jax.eval_shape(create)
     by_path = {_names(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(placements)}
-    shapes = {_names(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(abstract.params)}
+    shapes = {_names(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
 
-    def of_leaf(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         names = _names(path)
         owner = next((names[i:] for i in range(len(names)) if names[i:] in by_path), None)
-        return by_path[owner] if owner is not None and shapes[owner] == leaf.shape else everywhere
+        sharding = by_path[owner] if owner is not None and shapes[owner] == leaf.shape else everywhere
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree_util.tree_map_with_path(of_leaf, abstract)
+    return jax.tree_util.tree_map_with_path(place, state)
 
 
-def init_state(
-    build: Callable[[], Params],
-    tx: optax.GradientTransformation,
-    *,
-    placements: Params,
-    mesh: Mesh,
-    with_ema: bool,
-) -> tuple[TrainState, TrainState]:
-    """(state, its shardings): parameters are made on the devices that keep them, never whole on one host.
+def shardings_of(abstract: TrainState) -> TrainState:
+    """The sharding of every leaf of an abstract state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
-    build: a traceable function of nothing that gives the parameters, such as `lambda: make_params(config, seed)`.
-    """
 
-    def create() -> TrainState:
-        return new_state(build(), tx, with_ema=with_ema)
-
-    shardings = state_shardings(jax.eval_shape(create), placements, mesh)
-    return jax.jit(create, out_shardings=shardings)(), shardings
+def create_state(create: Callable[[], TrainState], abstract: TrainState) -> TrainState:
+    """The state itself: made on the devices that keep it, never whole on one host."""
+    return jax.jit(create, out_shardings=shardings_of(abstract))()
 
 
 def merge(graphdef: nnx.GraphDef, params: Params) -> Any:

@@ -3,8 +3,8 @@
     gradients of sum(weight x loss), micro-batch by micro-batch     -> divided once by the total weight
     -> clipped by their global norm -> optimizer -> parameters, moving average
 
-A step whose loss or gradient is not finite, or whose gradient norm spikes, leaves parameters and optimizer as they were:
-the decision is made on the device, so nothing waits for it.
+A step whose loss or gradient is not finite, or whose gradient norm spikes, leaves parameters and optimizer as they
+were: the decision is made on the device, so nothing waits for it.
 """
 
 from collections.abc import Callable, Mapping
