@@ -1,0 +1,279 @@
+"""Build a dataset: read -> stages -> tokenizer -> tokens -> manifest, skipping whatever is already done.
+
+    DATASET/stages/NAME-KEY/           the whole output of one stage; NAME-KEY.partial while it is made
+    DATASET/documents/  dropped/       the last stage's documents and all stages' drops
+    DATASET/tokenizer/  tokens/        what training reads; all four are hard links into stages/ (or copies)
+    DATASET/manifest.json              written last: with it the dataset is whole
+    DATASET/build.log                  times and rates, the one file that differs between two builds; also the lock
+
+A stage is done again exactly when its key changes (see data.keys): a moved threshold redoes its stage and those after
+it. The folders of stages that the config no longer asks for are removed when the build is whole, not before. A build
+that is killed goes on where it stopped and writes the same bytes as one that is not.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from data.engine import Engine, LocalPool
+from data.folders import PUBLISHED, STAGES, Step, kept_shards, publish, read_record, run_step, say
+from data.keys import library_versions, make_key, plain
+from data.manifest import FORMAT, MANIFEST, damaged_file, list_sizes, read_manifest, tally_stage
+from data.read import VERSION as READ_VERSION
+from data.read import read_source
+from data.sources.source import Source
+from data.stage import NOT_IN_KEY, Counts, Stage
+from data.tables import LIBRARIES as TABLE_LIBRARIES
+from data.tables import write_json
+from data.tokenizer import LIBRARIES as TOKENIZER_LIBRARIES
+from data.tokenizer import VERSION as TOKENIZER_VERSION
+from data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """A dataset: where from, what is done to it, where to.
+
+    path: the dataset's folder.
+    sources: what is read; each has a name of its own.
+    stages: what is done to the documents, in order (`data.stage.Stage`).
+    tokenizer: how the tokenizer is trained; None builds documents only, without tokens.
+    engine: where stages run; never changes what is written.
+    seed: of the order in which token shards are written.
+    shard_bytes: UTF-8 bytes of text in one document shard: what one worker holds in work at a time.
+    """
+
+    path: str = field(metadata=NOT_IN_KEY)
+    sources: tuple[Source, ...]
+    stages: tuple[Stage, ...] = ()
+    tokenizer: TokenizerConfig | None
+    engine: LocalPool = field(default=LocalPool(), metadata=NOT_IN_KEY)
+    seed: int = 0
+    shard_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in self.sources]
+        if not names:
+            raise ValueError("data.sources is empty: expected at least one source of documents")
+        for name in names:
+            if not name or any(character in name for character in ":/\\") or name.split() != [name]:
+                raise ValueError(f"data.sources: {name!r} is no name for a source: no space, ':' or '/', please")
+            if names.count(name) > 1:
+                raise ValueError(f"data.sources: two sources are called {name!r}; give each a name of its own")
+        if self.shard_bytes <= 0:
+            raise ValueError(f"data.shard_bytes must be positive, got {self.shard_bytes}")
+        for stage in self.stages:
+            for name, *_ in getattr(stage, "recipes", ()):
+                if name not in names:
+                    known = ", ".join(names)
+                    raise ValueError(f"data.stages: {stage.name} has a recipe for {name!r}; the sources are {known}")
+
+
+def build_dataset(config: DataConfig) -> Path:
+    """Build the dataset, or find that it is whole; its folder.
+
+    Raises ValueError in one line for what a person has to mend: a shard that cannot be read, a full disk, a folder that
+    cannot be written, books that do not balance.
+    """
+    dataset = Path(config.path)
+    steps = plan(config)
+    if _is_whole(dataset, steps[-1].key):
+        return dataset
+    with _failures_in_one_line(dataset):
+        dataset.mkdir(parents=True, exist_ok=True)
+        with (dataset / "build.log").open("a", encoding="utf-8") as log:
+            _lock(log)
+            if not _is_whole(dataset, steps[-1].key):  # another process may have built it while this one waited
+                _build(config, dataset, steps, log)
+    return dataset
+
+
+def plan(config: DataConfig) -> list[Step]:
+    """Every step of a build in order, with its key. Reads nothing but what identifies the input."""
+    dataset = Path(config.path)
+    steps: list[Step] = []
+    for source in config.sources:
+        key = make_key(
+            "read",
+            version=READ_VERSION,
+            settings=[source, config.shard_bytes],
+            inputs=[source.version, source.inputs_key()],
+            libraries=source.libraries,
+        )
+        steps.append(Step(f"read-{source.name}", key, _reading(config, source)))
+    before = list(steps)
+    names: list[str] = []
+    for stage in config.stages:
+        key = make_key(
+            stage.name,
+            version=stage.version,
+            settings=stage,
+            inputs=[step.key for step in before],
+            libraries=stage.libraries,
+        )
+        names.append(stage.name)
+        name = stage.name if names.count(stage.name) == 1 else f"{stage.name}.{names.count(stage.name)}"
+        steps.append(Step(name, key, _staging(dataset, stage, [dataset / step.folder for step in before])))
+        before = steps[-1:]
+    if config.tokenizer is not None:
+        steps += _token_steps(config, config.tokenizer, before)
+    return steps
+
+
+def document_shards(dataset: Path) -> list[Path]:
+    """The shards of a whole dataset's documents, in order."""
+    return sorted((dataset / "documents").glob("*.parquet"))
+
+
+def _build(config: DataConfig, dataset: Path, steps: Sequence[Step], log: TextIO) -> None:
+    started = time.monotonic()
+    (dataset / MANIFEST).unlink(missing_ok=True)  # from here until the end the dataset is not whole
+    with config.engine.session() as engine:
+        say(log, f"dataset {dataset}: {len(steps)} steps, {config.engine}")
+        records = [run_step(step, dataset, engine, log) for step in steps]
+    publish(dataset, steps)
+    used = {step.folder for step in steps}
+    for folder in sorted((dataset / STAGES).iterdir()):
+        if f"{STAGES}/{folder.name}" not in used:
+            say(log, f"{folder.name}: removed, the config does not ask for it any more")
+            shutil.rmtree(folder)
+    write_json(dataset / MANIFEST, _manifest(config, dataset, steps, records))
+    say(log, f"dataset {dataset}: whole after {time.monotonic() - started:.1f} s")
+
+
+def _reading(config: DataConfig, source: Source) -> Callable[[Path, Engine], dict[str, Any]]:
+    def run(output: Path, engine: Engine) -> dict[str, Any]:
+        counts = read_source(source, output, engine, shard_bytes=config.shard_bytes)
+        return _books(f"read {source.name}", output, counts, None, engine)
+
+    return run
+
+
+def _staging(dataset: Path, stage: Stage, inputs: Sequence[Path]) -> Callable[[Path, Engine], dict[str, Any]]:
+    def run(output: Path, engine: Engine) -> dict[str, Any]:
+        before: dict[str, int] = {}
+        for folder in inputs:
+            for source, books in read_record(folder)["sources"].items():
+                before[source] = before.get(source, 0) + books["kept"]
+        counts = stage.run(kept_shards(inputs), output, engine)
+        return _books(stage.name, output, counts, before, engine)
+
+    return run
+
+
+def _token_steps(config: DataConfig, tokenizer: TokenizerConfig, before: Sequence[Step]) -> list[Step]:
+    from data.tokenize import LIBRARIES, VERSION, tokenize_stage
+
+    dataset = Path(config.path)
+    inputs = [dataset / step.folder for step in before]
+    keys = [step.key for step in before]
+    training_key = make_key(
+        "tokenizer",
+        version=TOKENIZER_VERSION,
+        settings=tokenizer,
+        inputs=keys,
+        libraries=TOKENIZER_LIBRARIES,
+        writes_tables=False,
+    )
+    tokens_key = make_key(
+        "tokens",
+        version=VERSION,
+        settings=config.seed,
+        inputs=[training_key, *keys],
+        libraries=LIBRARIES,
+        writes_tables=False,
+    )
+
+    def train(output: Path, engine: Engine) -> dict[str, Any]:
+        train_tokenizer(tokenizer, kept_shards(inputs), output)
+        trained = load_tokenizer(output)
+        return {"vocab_size": trained.vocab_size, "fingerprint": trained.fingerprint}
+
+    training = Step("tokenizer", training_key, train)
+
+    def tokenize(output: Path, engine: Engine) -> dict[str, Any]:
+        return {"tokens": tokenize_stage(kept_shards(inputs), dataset / training.folder, output, engine, config.seed)}
+
+    return [training, Step("tokens", tokens_key, tokenize)]
+
+
+def _books(name: str, output: Path, counts: Counts, before: Mapping[str, int] | None, engine: Engine) -> dict[str, Any]:
+    """The record of a document stage, after checking its own counts against its input and against its files."""
+    tally = tally_stage(output, before, engine)
+    for kind in ("kept", "dropped"):
+        found = sum(books[kind] for books in tally["sources"].values())
+        if found != getattr(counts, kind):
+            raise ValueError(f"{name}: says {getattr(counts, kind):,} {kind}, but its shards hold {found:,} documents")
+    came_in = counts.read if before is None else sum(before.values())
+    if counts.read != came_in or not counts.balanced:
+        raise ValueError(
+            f"{name}: the books do not balance: kept {counts.kept:,} + dropped {counts.dropped:,} is not "
+            f"read {counts.read:,} + created {counts.created:,} with {came_in:,} documents coming in"
+        )
+    return {"counts": asdict(counts), **tally}
+
+
+def _manifest(
+    config: DataConfig, dataset: Path, steps: Sequence[Step], records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    libraries = {*TABLE_LIBRARIES, *TOKENIZER_LIBRARIES}
+    for source in config.sources:
+        libraries.update(source.libraries)
+    for stage in config.stages:
+        libraries.update(stage.libraries)
+    documents = [
+        {key: value for key, value in record.items() if key != "files"} for record in records if "counts" in record
+    ]
+    others = {
+        record["name"]: {key: value for key, value in record.items() if key not in ("files", "name")}
+        for record in records
+        if "counts" not in record
+    }
+    return {
+        "format": FORMAT,
+        "key": steps[-1].key,
+        "config": plain(config),
+        "versions": {"python": platform.python_version(), **library_versions(libraries)},
+        "stages": documents,
+        **others,
+        "files": list_sizes(dataset, PUBLISHED),
+    }
+
+
+def _is_whole(dataset: Path, key: str) -> bool:
+    if not (dataset / MANIFEST).is_file():
+        return False
+    manifest = read_manifest(dataset)
+    return manifest["key"] == key and damaged_file(dataset, manifest) is None
+
+
+def _lock(log: TextIO) -> None:
+    """Hold the log for this process; another build of the same dataset is waited for."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{log.name}: another process is building this dataset; waiting for it", flush=True)
+        fcntl.flock(log, fcntl.LOCK_EX)
+
+
+@contextmanager
+def _failures_in_one_line(dataset: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"{dataset}: the disk is full: free some space and run the same command, which goes on from here"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            message = f"{dataset}: cannot be written ({error.strerror}: {error.filename}); set another data.path"
+        else:
+            raise
+        raise ValueError(message) from error

@@ -1,0 +1,59 @@
+"""Build a dataset and nothing else: `python -m data.main --config configs/quickstart.py [data.field=value ...]`.
+
+Skips what is already done, so that the command that was killed, or whose config changed, goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.build import build_dataset
+from data.manifest import read_manifest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code. 1 with one line on standard error for whatever a person has to mend."""
+    parser = argparse.ArgumentParser(prog="python -m data.main", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", required=True, help="a config file, configs/quickstart.py for one")
+    parser.add_argument("overrides", nargs="*", metavar="data.field=value", help="changes to the config")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        from train.config import apply_overrides, load_config  # after --help, which needs none of it
+
+        config = apply_overrides(load_config(options.config), options.overrides)
+        dataset = build_dataset(config.data)
+        print(summary(dataset, read_manifest(dataset)))
+    except (ValueError, ImportError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def summary(dataset: Path, manifest: dict[str, Any]) -> str:
+    """A few lines on a whole dataset: what came in, why it was dropped, what is there now."""
+    lines = [f"dataset {dataset}"]
+    read = sum(stage["counts"]["read"] for stage in manifest["stages"] if stage["name"].startswith("read-"))
+    lines.append(f"  read       {read:>10,} documents")
+    for stage in manifest["stages"]:
+        reasons: dict[str, int] = {}
+        for row in stage["reasons"]:
+            reasons[row["reason"]] = reasons.get(row["reason"], 0) + row["documents"]
+        for reason, documents in sorted(reasons.items(), key=lambda item: -item[1]):
+            lines.append(f"  dropped    {documents:>10,} {reason} ({stage['name']})")
+    last = manifest["stages"][-1]
+    after = [last] if not last["name"].startswith("read-") else manifest["stages"]
+    for source, books in ((source, books) for stage in after for source, books in stage["sources"].items()):
+        heldout = f", {books['heldout']:,} of them held out" if books["heldout"] else ""
+        lines.append(f"  kept       {books['kept']:>10,} of {source}, {books['kept_bytes'] / 1e6:,.1f} MB{heldout}")
+    if "tokens" in manifest:
+        lines.append(f"  tokens     {json.dumps(manifest['tokens']['tokens'])}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
