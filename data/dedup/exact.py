@@ -18,11 +18,11 @@ from typing import ClassVar, Literal
 import numpy as np
 import xxhash
 
-from data.dedup.rows import Rows, RowWriter, SurvivorPolicy, load_array, save_array
+from data.dedup.rows import Rows, RowWriter, SurvivorPolicy, load_array, mark_whole, save_array, whole_count
 from data.dedup.runs import Range, groups, plan_ranges, split_groups, write_run
 from data.dedup.verdicts import Alarms, Removal, cluster_report, save_verdicts
 from data.engine import Engine
-from data.stage import Counts
+from data.stage import NOT_IN_KEY, Counts
 from data.tables import read_documents, write_json
 
 VERSION = 1
@@ -50,7 +50,7 @@ class ExactDedup:
     normalise: Literal["none", "whitespace", "case"] = "whitespace"
     policy: SurvivorPolicy = field(default_factory=SurvivorPolicy)
     alarms: Alarms = field(default_factory=Alarms)
-    memory_bytes: int = 1 << 30
+    memory_bytes: int = field(default=1 << 30, metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
         if self.normalise not in ("none", "whitespace", "case"):
@@ -58,14 +58,13 @@ class ExactDedup:
 
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
         """Remove exact duplicates. Raises ValueError for ids that repeat, DedupAlarm for too much removed."""
-        work = output / "work"
-        shutil.rmtree(work, ignore_errors=True)
+        work = output / "scratch"
         shards = [(str(path), str(work / "scan" / f"{number:05d}")) for number, path in enumerate(inputs)]
         counts = engine.map_shards(partial(_scan, self), shards, label=f"{self.name}: hash", documents=int)
         rows = Rows.of([Path(folder) for _, folder in shards], counts)
         check_ids(rows, self.memory_bytes, engine, self.name)
         runs = [Path(folder) / "texts" for _, folder in shards]
-        ranges = plan_ranges(runs, rows.starts[:-1], self.memory_bytes, parts=16)
+        ranges = plan_ranges(runs, rows.starts[:-1], self.memory_bytes)
         tasks = [(str(work / "verdicts" / f"{n:05d}"), piece) for n, piece in enumerate(ranges)]
         found = engine.map_shards(partial(_decide, self, rows), tasks, label=f"{self.name}: group")
         removal = Removal(
@@ -85,7 +84,7 @@ class ExactDedup:
         self.alarms.check_sources(self.name, sources)
         total = removal.run(engine)
         write_json(output / "dedup.json", {"sources": sources, "clusters": cluster_report(sizes)})
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)
         return total
 
     def normal_form(self, text: str) -> str:
@@ -100,6 +99,9 @@ class ExactDedup:
 
 def _scan(stage: ExactDedup, shard: tuple[str, str]) -> int:
     path, folder = shard[0], Path(shard[1])
+    done = whole_count(folder)
+    if done is not None:
+        return done
     writer = RowWriter(stage.policy)
     digests, empty = bytearray(), []
     for place, document in enumerate(read_documents(Path(path))):
@@ -115,7 +117,7 @@ def _scan(stage: ExactDedup, shard: tuple[str, str]) -> int:
     write_run(folder / "texts", pairs[usable, 0], usable)
     save_array(folder / "second.npy", np.ascontiguousarray(pairs[:, 1]))
     save_array(folder / "unusable.npy", np.array(empty, np.int64))
-    return count
+    return mark_whole(folder, count)
 
 
 def _decide(stage: ExactDedup, rows: Rows, task: tuple[str, Range]) -> dict[str, int]:

@@ -7,7 +7,9 @@ per shard, opened memory-mapped. Row numbers never decide anything: the policy e
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +19,7 @@ import numpy as np
 import xxhash
 
 from data.document import Document
-from data.tables import atomic_path, write_json
+from data.tables import write_json
 
 VERSION = 1
 
@@ -63,7 +65,7 @@ class RowWriter:
         self._rows.append((*self.policy.row(document, source), len(self._ids)))
 
     def save(self, folder: Path) -> int:
-        """Write the table of this shard into `folder`; the number of rows."""
+        """Write the table of this shard into `folder`; the number of rows. The scan calls `mark_whole` after it."""
         save_array(folder / "rows.npy", np.array(self._rows, ROW))
         save_array(folder / "ids.npy", np.frombuffer(bytes(self._ids), np.uint8))
         write_json(folder / "sources.json", list(self.sources))
@@ -135,11 +137,25 @@ class Rows:
         return np.lexsort((rank, -facts["length"], -facts["score"], facts["priority"]))
 
 
+def mark_whole(folder: Path, count: int) -> int:
+    """Note, last of all, that a shard's scan is whole and holds `count` rows; the count."""
+    write_json(folder / "count.json", count)
+    return count
+
+
+def whole_count(folder: Path) -> int | None:
+    """The rows of a scan that an interrupted run left whole, or None."""
+    path = folder / "count.json"
+    return int(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write one array as .npy, atomically."""
+    """Write one array as .npy, atomically against a killed process (no wait for the disk: scratch is made again)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
+    temporary.replace(path)
 
 
 @lru_cache(maxsize=_OPEN_ARRAYS)

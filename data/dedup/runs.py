@@ -19,6 +19,7 @@ from data.dedup.rows import load_array, save_array
 VERSION = 1
 
 KEY_SPACE = 1 << 64
+PAIRS_PER_TASK = 1 << 20
 _BYTES_PER_PAIR = 64  # peak bytes a pair while a range is sorted: two arrays, their copies and the sort order
 
 
@@ -40,13 +41,11 @@ def write_run(folder: Path, keys: np.ndarray, rows: np.ndarray) -> None:
     save_array(folder / "keys.npy", keys[order])
 
 
-def plan_ranges(
-    runs: Sequence[Path], starts: Sequence[int], memory_bytes: int, label: str = "", parts: int = 1
-) -> list[Range]:
+def plan_ranges(runs: Sequence[Path], starts: Sequence[int], memory_bytes: int, label: str = "") -> list[Range]:
     """Cut the key space so that each range is sorted within `memory_bytes`.
 
-    parts: at least so many equal ranges to begin with (work to share; the output does not depend on it).
-    A range that holds one single key is never cut: `groups` reads it in one piece.
+    There is one range for every `PAIRS_PER_TASK` pairs at least: work to share. A range that holds one single key is
+    never cut: it is sorted in one piece.
     """
     keys = [load_array(run / "keys.npy") for run in runs]
     limit = max(memory_bytes // _BYTES_PER_PAIR, 1)
@@ -57,6 +56,7 @@ def plan_ranges(
             return np.array([len(k) for k in keys])
         return np.array([np.searchsorted(k, np.uint64(bound)) for k in keys])
 
+    parts = sum(map(len, keys)) // PAIRS_PER_TASK + 1
     cuts = [KEY_SPACE * part // parts for part in range(parts + 1)]
     todo = [(low, high, place(low), place(high)) for low, high in pairwise(cuts)][::-1]
     ranges = []
@@ -72,8 +72,8 @@ def plan_ranges(
     return ranges
 
 
-def groups(piece: Range) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of one range whose key occurs more than once, sorted by (key, global row): keys and rows."""
+def sorted_pairs(piece: Range) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of one range sorted by (key, global row): keys and rows."""
     all_keys, all_rows = [], []
     for folder, start in zip(piece.runs, piece.starts):
         keys = load_array(Path(folder) / "keys.npy")
@@ -87,7 +87,12 @@ def groups(piece: Range) -> tuple[np.ndarray, np.ndarray]:
     keys, rows = np.concatenate(all_keys), np.concatenate(all_rows)
     del all_keys, all_rows
     order = np.lexsort((rows, keys))
-    keys, rows = keys[order], rows[order]
+    return keys[order], rows[order]
+
+
+def groups(piece: Range) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of one range whose key occurs more than once, sorted by (key, global row): keys and rows."""
+    keys, rows = sorted_pairs(piece)
     same = keys[1:] == keys[:-1]
     repeated = np.zeros(len(keys), bool)
     repeated[1:] |= same

@@ -106,13 +106,16 @@ def hash_words(texts: Sequence[str], unit: str = "words") -> HashedWords:
     )
 
 
-def hash_shingles(texts: Sequence[str], config: Shingles) -> HashedShingles:
-    """The shingle hashes of a batch of texts, in text order, repeats included (see `unique_sorted`)."""
-    return join_words(hash_words(texts, config.unit), config.size)
+def hash_shingles(texts: Sequence[str], config: Shingles, *, whole_only: bool = False) -> HashedShingles:
+    """The shingle hashes of a batch of texts, in text order, repeats included (see `unique_sorted`).
+
+    A text of fewer than `config.size` words gives one shingle of all its words, or none when `whole_only`.
+    """
+    return join_words(hash_words(texts, config.unit), config.size, whole_only=whole_only)
 
 
-def join_words(words: HashedWords, size: int) -> HashedShingles:
-    """Hashes of every `size` consecutive words; of all words together for a document that has fewer."""
+def join_words(words: HashedWords, size: int, *, whole_only: bool = False) -> HashedShingles:
+    """Hashes of every `size` consecutive words (see `hash_shingles`)."""
     hashes, starts = words.hashes, words.starts
     first, counts = starts[:-1], np.diff(starts)
     if not len(hashes):
@@ -123,15 +126,14 @@ def join_words(words: HashedWords, size: int) -> HashedShingles:
         joined *= step
         joined[: len(hashes) - offset] += hashes[offset:]
     valid = np.ones(len(hashes), bool)
-    for back in range(1, size):
+    for back in range(1, size):  # the last size - 1 words of a document begin no shingle
         valid[(starts[1:] - back)[counts >= back]] = False
-    short = np.flatnonzero((counts > 0) & (counts < size))
+    short = np.flatnonzero((counts > 0) & (counts < size) & (not whole_only))
     if len(short):
         valid[first[short]] = True
         joined[first[short]] = _join_short(hashes, first[short], counts[short], size)
-    return HashedShingles(
-        mix64(joined[valid]), np.concatenate(([0], np.cumsum(np.maximum(counts - size + 1, counts > 0))))
-    )
+    totals = np.maximum(counts - size + 1, (counts > 0) & (not whole_only))
+    return HashedShingles(mix64(joined[valid]), np.concatenate(([0], np.cumsum(totals))))
 
 
 def unique_sorted(shingles: HashedShingles) -> HashedShingles:
@@ -167,6 +169,21 @@ def _join_short(hashes: np.ndarray, first: np.ndarray, counts: np.ndarray, size:
 
 def _hash_text(text: str, unit: str) -> tuple[np.ndarray, np.ndarray]:
     """(hashes, ends) of the words of a text in normal form that ends in a separator."""
+    codes, starts, ends = _find_words(text, unit)
+    power, inverse = _powers(1 << max(len(codes), 2).bit_length())
+    sums = np.empty(len(codes) + 1, np.uint64)
+    sums[0] = 0
+    values = codes.astype(np.uint64)
+    values *= power[: len(codes)]
+    np.cumsum(values, out=sums[1:])
+    hashes = sums.take(ends)
+    hashes -= sums.take(starts)
+    hashes *= inverse.take(starts)
+    return mix64(hashes), ends
+
+
+def _find_words(text: str, unit: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(codes, starts, ends) of the words of a text that ends in a separator."""
     classes = _classes()
     if text.isascii():
         codes = np.frombuffer(text.encode("latin-1"), np.uint8)
@@ -184,16 +201,12 @@ def _hash_text(text: str, unit: str) -> tuple[np.ndarray, np.ndarray]:
         alone = np.flatnonzero(single)
         starts = np.sort(np.concatenate((starts, alone)))
         ends = np.sort(np.concatenate((ends, alone + 1)))
-    power, inverse = _powers(1 << max(len(codes), 2).bit_length())
-    sums = np.empty(len(codes) + 1, np.uint64)
-    sums[0] = 0
-    values = codes.astype(np.uint64)
-    values *= power[: len(codes)]
-    np.cumsum(values, out=sums[1:])
-    hashes = sums.take(ends)
-    hashes -= sums.take(starts)
-    hashes *= inverse.take(starts)
-    return mix64(hashes), ends
+    return codes, starts, ends
+
+
+def word_spans(text: str, unit: str = "words") -> tuple[np.ndarray, np.ndarray]:
+    """(starts, ends), int64: where the words of a text lie in it."""
+    return _find_words(text + "\n", unit)[1:]
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -6,7 +6,8 @@ A verdict is (row, partner row, similarity): this document goes because that one
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from data.dedup.rows import Rows, load_array, save_array
-from data.document import Document, Drop, Dropped
+from data.document import Drop, Dropped
 from data.engine import Engine
-from data.stage import Counts
-from data.tables import read_documents, write_documents, write_dropped
+from data.stage import Counts, done_counts, mark_done, shard_name
+from data.tables import open_documents, open_dropped, read_documents
 
 VERSION = 1
 
@@ -115,8 +116,7 @@ class Removal:
         for name in ("kept", "dropped"):
             (Path(self.output) / name).mkdir(parents=True, exist_ok=True)
         numbers = list(range(len(self.inputs)))
-        results = engine.map_shards(partial(write_shard, self), numbers, label=f"{self.step}: write")
-        return sum((Counts(read=kept + gone, kept=kept, dropped=gone) for kept, gone in results), Counts())
+        return sum(engine.map_shards(partial(write_shard, self), numbers, label=f"{self.step}: write"), Counts())
 
     def sources(self) -> dict[str, tuple[int, int]]:
         """Documents and removals of each source: name -> (documents, removed)."""
@@ -133,21 +133,26 @@ class Removal:
         return dict(sorted(totals.items()))
 
 
-def write_shard(removal: Removal, number: int) -> tuple[int, int]:
-    """Write kept/ and dropped/ of one shard; (kept, dropped)."""
+def write_shard(removal: Removal, number: int) -> Counts:
+    """Write kept/ and dropped/ of one shard, unless an interrupted run left them whole; the books."""
+    output, name = Path(removal.output), shard_name(number)
+    done = done_counts(output, number)
+    if done is not None:
+        return done
     drops = _drops(removal, number)
-    dropped: list[Dropped] = []  # of one shard: shards are of bounded size
-
-    def kept() -> Iterator[Document]:
+    with ExitStack() as stack:
+        kept = stack.enter_context(open_documents(output / "kept" / name))
+        dropped = stack.enter_context(open_dropped(output / "dropped" / name))
+        read = 0
         for place, document in enumerate(read_documents(Path(removal.inputs[number]))):
+            read += 1
             if place in drops:
-                dropped.append(Dropped(document, removal.step, drops[place]))
+                dropped.write(Dropped(document, removal.step, drops[place]))
             else:
-                yield document
-
-    output, name = Path(removal.output), f"{number:05d}.parquet"
-    count = write_documents(output / "kept" / name, kept())
-    return count, write_dropped(output / "dropped" / name, dropped)
+                kept.write(document)
+    counts = Counts(read=read, kept=kept.count, dropped=dropped.count)
+    mark_done(output, number, counts)
+    return counts
 
 
 def _drops(removal: Removal, number: int) -> dict[int, Drop]:
