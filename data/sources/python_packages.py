@@ -11,9 +11,11 @@ cannot be decoded or parsed is a counted drop.
 from __future__ import annotations
 
 import ast
+import csv
 import inspect
 import io
 import math
+import os
 import re
 import sys
 import sysconfig
@@ -83,7 +85,7 @@ class PythonPackages:
             "python": sys.version.split()[0],
             "packages": {package: _distribution(package, self.name).version for package in sorted(self.packages)},
             "files": len(files),
-            "bytes": sum(Path(path).stat().st_size for _, _, path in files),
+            "bytes": sum(os.stat(path).st_size for _, _, path in files),  # noqa: PTH116,
         }
 
     def files(self) -> list[tuple[str, str, str]]:
@@ -198,23 +200,28 @@ def _hash_order(file: tuple[str, str, str]) -> tuple[str, str]:
 
 
 def _standard_files() -> Iterator[tuple[str, str, str]]:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in root.rglob("*.py"):
-        key = path.relative_to(root).as_posix()
-        if not LEFT_OUT.search(key):
-            yield STANDARD_LIBRARY, key, str(path)
+    root = sysconfig.get_paths()["stdlib"]
+    for folder, folders, names in os.walk(root):
+        below = folder[len(root) + 1 :].replace(os.sep, "/")
+        folders[:] = [name for name in folders if not LEFT_OUT.search(f"{below}/{name}/")]
+        for name in names:
+            key = f"{below}/{name}".lstrip("/")
+            if name.endswith(".py") and not LEFT_OUT.search(key):
+                yield STANDARD_LIBRARY, key, os.path.join(folder, name)  # noqa: PTH118 (thousands of them at each start)
 
 
 def _package_files(package: str, source: str) -> Iterator[tuple[str, str, str]]:
     distribution = _distribution(package, source)
-    if distribution.files is None:
+    record = distribution.read_text("RECORD")  # one CSV row a file, its name first (PEP 376)
+    if record is None:
         raise ValueError(f"{source}: package {package!r} has no list of its files; install it with pip")
-    for file in distribution.files:
-        key = file.as_posix()
-        if key.endswith(".py") and ".." not in file.parts and not LEFT_OUT.search(key):
-            path = Path(str(distribution.locate_file(file)))
-            if path.is_file():
-                yield package, key, str(path)
+    root = str(distribution.locate_file(""))
+    for row in csv.reader(record.splitlines()):
+        key = row[0] if row else ""
+        if key.endswith(".py") and ".." not in key and not LEFT_OUT.search(key):
+            path = os.path.join(root, key)  # noqa: PTH118
+            if os.path.isfile(path):  # noqa: PTH113
+                yield package, key, path
 
 
 def _distribution(package: str, source: str) -> metadata.Distribution:
