@@ -1,7 +1,7 @@
 """GGUF files: metadata, and tensors as maps (F32, F16, BF16) or dequantised by the `gguf` package (Q4_1, Q8_0, ...).
 
 The header is parsed here because the package's own reader takes seconds over a vocabulary of 49,152 strings; the layout
-is https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Dequantisation and writing are the package's work (optional).
+is https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Dequantisation is the package's work (it is optional).
 """
 
 import mmap

@@ -1,7 +1,7 @@
 """A tokenizer out of GGUF metadata: byte-level BPE ("gpt2") and SentencePiece BPE ("llama"), without torch.
 
-The split expressions belong to the names in `tokenizer.ggml.pre`; they are those of the models' own tokenizer.json files
-(SmolLM2, GPT-2, Llama 3, Qwen2). An unknown name is refused, since a wrong split gives readable but wrong ids.
+The split expressions belong to the names in `tokenizer.ggml.pre`; they are those of the models' own tokenizer.json
+files (SmolLM2, GPT-2, Llama 3, Qwen2). An unknown name is refused, since a wrong split gives readable but wrong ids.
 """
 
 from typing import Any
@@ -11,7 +11,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from models.checkpoints.gguf_file import GgufFile
 from models.checkpoints.tokenizer import TextTokenizer
 
-LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6  # tokenizer.ggml.token_type
 CHAT_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # tokens that end a turn, where the vocabulary has them
@@ -23,9 +26,7 @@ def gguf_tokenizer(file: GgufFile) -> TextTokenizer:
     meta = file.metadata
     kind = meta.get("tokenizer.ggml.model")
     if "tokenizer.ggml.tokens" not in meta:
-        raise ValueError(
-            f"{file.path} carries no vocabulary (tokenizer.ggml.tokens); give a Hugging Face folder instead"
-        )
+        raise ValueError(f"{file.path} carries no vocabulary (tokenizer.ggml.tokens); give a Hugging Face folder")
     tokens: list[str] = meta["tokenizer.ggml.tokens"]
     if kind == "gpt2":
         backend = _byte_level(meta, tokens)

@@ -110,7 +110,5 @@ def read_hf_config(folder: Path) -> dict:
     for name in ("config.json", "tokenizer_config.json"):
         file = folder / name
         if file.exists() and "auto_map" in json.loads(file.read_text()):
-            raise ValueError(
-                f"{file} asks for remote code (auto_map), which is never run; use a natively supported model"
-            )
+            raise ValueError(f"{file} asks for remote code (auto_map), which is never run: refused")
     return config

@@ -1,0 +1,1 @@
+"""Attention kernels of accelerators, each behind the same signature; `models/attention.py` chooses."""

@@ -1,0 +1,87 @@
+"""Splash attention on TPU: the Pallas kernel that skips blocks above the diagonal and takes segment ids.
+
+The kernel sees one row's heads as [N, T, H]. A Pallas call cannot be split by the compiler, so it runs inside
+`shard_map`: rows over the data axes, heads over `tensor`.
+"""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jaxtyping import Array, Float, Int
+
+from models.kernels.sharded import over_mesh
+
+if TYPE_CHECKING:
+    from models.attention import AttentionShape
+
+LANES = 128  # a TPU vector register is 8 x 128: tiles of queries and keys are multiples of it
+# Tile sizes, tokens. Larger tiles amortise the grid's overhead; 512 is what MaxText's configs ship for v5e and v6e.
+TILE = 512
+
+
+def obstacle(shape: "AttentionShape", backend: str) -> str | None:
+    """Why splash cannot run this shape here, or None. Off TPU it runs in Pallas' interpreter, only when asked for."""
+    if shape.cached:
+        return "splash needs queries and keys of the same tokens, and these keys come from a cache"
+    if shape.queries % LANES:
+        return f"seq_len {shape.queries} is not a multiple of {LANES}"
+    if backend == "gpu":
+        return "splash is a TPU kernel, and this is a GPU"
+    return None
+
+
+def attention(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    segment_ids_BT: Int[Array, "B T"],
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    interpret: bool,
+) -> Float[Array, "B T N H"]:
+    """Causal attention inside segments; see `models.attention.attention` for the arguments.
+
+    Args:
+      interpret: run in Pallas' interpreter, for machines without a TPU.
+    """
+
+    def rows(q, k, v, segments):
+        kernel = _kernel(q.shape[1], q.shape[2], window, softcap, interpret)
+        heads_first = [x.transpose(0, 2, 1, 3) for x in (q * jnp.asarray(scale, q.dtype), k, v)]
+        one_row = lambda q, k, v, s: kernel(q, k, v, segment_ids=splash_attention.SegmentIds(q=s, kv=s))  # noqa: E731
+        return jax.vmap(one_row)(*heads_first, segments).transpose(0, 2, 1, 3).astype(q.dtype)
+
+    return over_mesh(rows, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+
+
+def _kernel(seq_len: int, num_heads: int, window: int | None, softcap: float | None, interpret: bool):
+    """The kernel for one row: its masks are numpy at trace time and constants in the program."""
+    shape = (seq_len, seq_len)
+    one_head = (
+        splash_attention.CausalMask(shape)
+        if window is None
+        else splash_attention.LocalMask(shape, window_size=(window - 1, 0), offset=0)
+    )
+    tile = max(size for size in range(LANES, TILE + 1, LANES) if seq_len % size == 0)
+    sizes = splash_attention.BlockSizes(
+        block_q=tile,
+        block_kv=tile,
+        block_kv_compute=tile,
+        block_q_dkv=tile,
+        block_kv_dkv=tile,
+        block_kv_dkv_compute=tile,
+        block_q_dq=tile,
+        block_kv_dq=tile,
+    )
+    return splash_attention.make_splash_mha(
+        mask=splash_attention.MultiHeadMask([one_head] * num_heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=softcap,
+        interpret=interpret,
+    )

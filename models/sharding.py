@@ -1,0 +1,192 @@
+"""Where parameters and activations live on the mesh: one table from logical axis names to mesh axes.
+
+Every parameter names its dims (`nnx.Param(value, axes=("embed", "mlp"))`); stacked layers put "layers" in front. The
+mesh has the axes `data` (copies of the parameters, the batch split), `fsdp` (parameters and the batch split) and
+`tensor` (heads, MLP and vocabulary split). Meshes are of `AxisType.Auto`: the compiler places what is not constrained here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from models.config import ModelConfig
+
+MESH_AXES = ("data", "fsdp", "tensor")
+MeshAxes = str | tuple[str, ...] | None
+
+# The one table. A dim whose name is not here is refused; None means that every device holds the whole dim.
+RULES: Mapping[str, MeshAxes] = {
+    "batch": ("data", "fsdp"),
+    "layers": None,
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",  # num_heads * head_dim, split between heads
+    "kv_heads": "tensor",  # num_kv_heads * head_dim, split between heads
+    "mlp": "tensor",
+    "norm": None,
+    "positions": None,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1: all devices that the others leave."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = (self.data, self.fsdp, self.tensor)
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+            raise ValueError(
+                f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor}: "
+                "each axis must be 1 or more, and at most one may be -1 (the devices that are left)"
+            )
+
+    def shape(self, num_devices: int) -> tuple[int, int, int]:
+        """Sizes of (data, fsdp, tensor) with -1 resolved on `num_devices` devices."""
+        sizes = [self.data, self.fsdp, self.tensor]
+        if -1 in sizes:
+            rest = -int(np.prod(sizes))
+            if num_devices % rest:
+                raise ValueError(
+                    f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} cannot be filled: "
+                    f"{num_devices} devices are not a multiple of {rest}"
+                )
+            sizes[sizes.index(-1)] = num_devices // rest
+        return sizes[0], sizes[1], sizes[2]
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices` (all by default). One process may use the first few of its devices; several use all."""
+    devices = list(jax.devices() if devices is None else devices)
+    shape = config.shape(len(devices))
+    needed = int(np.prod(shape))
+    if needed > len(devices) or (needed < len(devices) and jax.process_count() > 1):
+        raise ValueError(
+            f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]} needs {needed} devices, "
+            f"{len(devices)} {devices[0].platform} devices are here: set mesh.data, mesh.fsdp or mesh.tensor"
+        )
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
+
+
+def abstract_mesh(config: MeshConfig, num_devices: int) -> AbstractMesh:
+    """A mesh of `num_devices` devices that do not exist, for shapes and shardings alone."""
+    shape = config.shape(num_devices)
+    if int(np.prod(shape)) != num_devices:
+        raise ValueError(
+            f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]} is {int(np.prod(shape))} devices, "
+            f"expected {num_devices}"
+        )
+    return AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def partition_spec(
+    axes: Sequence[str | None], rules: Mapping[str, MeshAxes] = RULES, *, where: str = ""
+) -> PartitionSpec:
+    """Logical axis names to a PartitionSpec; an unknown name, or one mesh axis on two dims, is refused.
+
+    Args:
+      axes: one name (or None) for each dim of the array.
+      rules: the table from names to mesh axes.
+      where: name of the array, for the error.
+    """
+    entries: list[MeshAxes] = []
+    taken: dict[str, str] = {}
+    for name in axes:
+        if name is not None and name not in rules:
+            raise ValueError(f"{where or 'array'}: no sharding rule for axis {name!r}; known: {', '.join(rules)}")
+        entry = None if name is None else rules[name]
+        for mesh_axis in (entry,) if isinstance(entry, str) else entry or ():
+            if mesh_axis in taken:
+                raise ValueError(
+                    f"{where or 'array'} with axes {tuple(axes)}: the rules put mesh axis {mesh_axis!r} on both "
+                    f"{taken[mesh_axis]!r} and {name!r}; a mesh axis splits one dim of an array"
+                )
+            taken[mesh_axis] = str(name)
+        entries.append(entry)
+    return PartitionSpec(*entries)
+
+
+def mesh_size(mesh: Mesh | AbstractMesh, entry: MeshAxes) -> int:
+    """Number of pieces into which an entry of a PartitionSpec cuts a dim."""
+    names = (entry,) if isinstance(entry, str) else entry or ()
+    return int(np.prod([mesh.shape[name] for name in names], dtype=np.int64))
+
+
+def logical_axes(variable: nnx.Variable) -> tuple[str | None, ...]:
+    """Axis names of a variable, with "layers" in front when it is stacked over layers; none named: all replicated."""
+    axes = variable.get_metadata().get("axes")
+    rank = len(variable.get_value().shape)
+    if axes is None:
+        return (None,) * rank
+    return ("layers",) * (rank - len(axes)) + tuple(axes)
+
+
+def param_shardings(params: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, MeshAxes] = RULES) -> Any:
+    """The same tree with a NamedSharding in the place of every array.
+
+    Takes any tree that holds nnx variables: parameters, and optimizer moments made from them by `jax.tree.map`.
+    Leaves that are not variables (step counts) are replicated.
+
+    Raises:
+      ValueError: the mesh does not divide a dim, or the rules collide.
+    """
+
+    def place(path: tuple, leaf: Any) -> Any:
+        if not isinstance(leaf, nnx.Variable):
+            return NamedSharding(mesh, PartitionSpec())
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        shape = leaf.get_value().shape
+        spec = partition_spec(logical_axes(leaf), rules, where=name)
+        for dim, size, entry in zip(range(len(shape)), shape, spec):
+            if size % mesh_size(mesh, entry):
+                raise ValueError(
+                    f"mesh axis {entry}={mesh_size(mesh, entry)} does not divide dim {dim} of {name}, "
+                    f"which has shape {tuple(shape)} and axes {logical_axes(leaf)}"
+                )
+        return leaf.replace(NamedSharding(mesh, spec))
+
+    return jax.tree_util.tree_map_with_path(place, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def batch_sharding(mesh: Mesh | AbstractMesh, rules: Mapping[str, MeshAxes] = RULES) -> NamedSharding:
+    """Sharding of a [B, T] batch: rows over the data axes."""
+    return NamedSharding(mesh, PartitionSpec(rules["batch"], None))
+
+
+def check_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh, batch_size: int | None = None) -> None:
+    """Refuses, with one line, a mesh that does not divide the heads, the MLP, the vocabulary or the batch.
+
+    Args:
+      batch_size: rows of one forward pass over the whole mesh (the global batch divided by accumulation steps).
+    """
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    for name in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
+        if getattr(config, name) % tensor:
+            raise ValueError(
+                f"mesh.tensor={tensor} does not divide model.{name}={getattr(config, name)}: "
+                f"choose a tensor size that does, or fsdp instead"
+            )
+    if config.embed_dim % fsdp:
+        raise ValueError(f"mesh.fsdp={fsdp} does not divide model.embed_dim={config.embed_dim}")
+    rows = mesh_size(mesh, RULES["batch"])
+    if batch_size is not None and batch_size % rows:
+        raise ValueError(
+            f"mesh data*fsdp={rows} does not divide the batch of {batch_size} rows: "
+            f"make it a multiple of {rows}, or the mesh smaller"
+        )
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """Fixes the sharding of an activation or a gathered weight on the mesh set by `jax.set_mesh`; no mesh: as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or any(name not in mesh.axis_names for name in MESH_AXES):
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes))
