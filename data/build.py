@@ -37,6 +37,9 @@ from data.tables import write_json
 from data.tokenizer import LIBRARIES as TOKENIZER_LIBRARIES
 from data.tokenizer import VERSION as TOKENIZER_VERSION
 from data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from data.tokens import LIBRARIES as TOKENS_LIBRARIES
+from data.tokens import VERSION as TOKENS_VERSION
+from data.tokens import tokenize_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +174,6 @@ def _staging(dataset: Path, stage: Stage, inputs: Sequence[Path]) -> Callable[[P
 
 
 def _token_steps(config: DataConfig, tokenizer: TokenizerConfig, before: Sequence[Step]) -> list[Step]:
-    from data.tokenize import LIBRARIES, VERSION, tokenize_stage
-
     dataset = Path(config.path)
     inputs = [dataset / step.folder for step in before]
     keys = [step.key for step in before]
@@ -186,10 +187,10 @@ def _token_steps(config: DataConfig, tokenizer: TokenizerConfig, before: Sequenc
     )
     tokens_key = make_key(
         "tokens",
-        version=VERSION,
+        version=TOKENS_VERSION,
         settings=config.seed,
         inputs=[training_key, *keys],
-        libraries=LIBRARIES,
+        libraries=TOKENS_LIBRARIES,
         writes_tables=False,
     )
 
@@ -201,7 +202,15 @@ def _token_steps(config: DataConfig, tokenizer: TokenizerConfig, before: Sequenc
     training = Step("tokenizer", training_key, train)
 
     def tokenize(output: Path, engine: Engine) -> dict[str, Any]:
-        return {"tokens": tokenize_stage(kept_shards(inputs), dataset / training.folder, output, engine, config.seed)}
+        counts = tokenize_stage(
+            kept_shards(inputs), dataset / training.folder, output / "tokens", engine, seed=config.seed
+        )
+        return {
+            "counts_by_split": {
+                split: {source: asdict(books) for source, books in by_source.items()}
+                for split, by_source in counts.items()
+            }
+        }
 
     return [training, Step("tokens", tokens_key, tokenize)]
 

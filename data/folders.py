@@ -102,7 +102,7 @@ def publish(dataset: Path, steps: Sequence[Step]) -> None:
                 _link(path, dropped / f"{position:02d}-{step.name}-{path.name}")
     for step in steps:
         if step.name in ("tokenizer", "tokens"):
-            source = dataset / step.folder
+            source = dataset / step.folder / ("tokens" if step.name == "tokens" else ".")
             target = dataset / (step.name + PARTIAL)
             for path in sorted(source.rglob("*")):
                 if path.is_file() and path != source / STAGE_FILE:

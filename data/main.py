@@ -6,7 +6,6 @@ Skips what is already done, so that the command that was killed, or whose config
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +50,11 @@ def summary(dataset: Path, manifest: dict[str, Any]) -> str:
         heldout = f", {books['heldout']:,} of them held out" if books["heldout"] else ""
         lines.append(f"  kept       {books['kept']:>10,} of {source}, {books['kept_bytes'] / 1e6:,.1f} MB{heldout}")
     if "tokens" in manifest:
-        lines.append(f"  tokens     {json.dumps(manifest['tokens']['tokens'])}")
+        for split, sources in manifest["tokens"]["counts_by_split"].items():
+            for source, books in sources.items():
+                lines.append(
+                    f"  {split:<10} {books['tokens']:>10,} tokens of {source}, {books['documents']:,} documents"
+                )
     return "\n".join(lines)
 
 
