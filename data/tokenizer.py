@@ -41,8 +41,8 @@ DOCUMENT_SHARE = 16  # one document gives at most 1/16 of the sample
 RESERVED = str.maketrans({"\0": "\t", SPACE: "\t", "▅": "\t"})
 # Always in the vocabulary, so that ASCII text never needs byte pieces.
 REQUIRED_CHARS = "".join(map(chr, range(0x21, 0x7F))) + "\n" + SPACE
-# Unigram scores (nats) are rounded to this grid, so that sums over a text are exact in float32 up to 2**18 nats and a tie
-# between two segmentations is the same tie in sentencepiece (float32) and in tokenizers (float64).
+# Unigram scores (nats) are rounded to this grid, so that sums over a text are exact in float32 up to 2**18 nats and a
+# tie between two segmentations is the same tie in sentencepiece (float32) and in tokenizers (float64).
 SCORE_GRID = 1 / 64
 SMALLEST_VOCABULARY = len(SPECIAL_IDS) + BYTE_PIECES + len(REQUIRED_CHARS)
 
@@ -229,9 +229,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         tokenizer = _read_ours(folder / MODEL_FILE)
         if tokenizer is not None:
             return tokenizer
-        raise ValueError(
-            f"{folder / MODEL_FILE} was not trained here and rewrites spaces; give a tokenizer.json beside it"
-        )
+        raise ValueError(f"{folder / MODEL_FILE}  rewrites spaces; put a tokenizer.json beside it")
     raise ValueError(f"{folder}: no tokenizer here; expected tokenizer.model or tokenizer.json")
 
 

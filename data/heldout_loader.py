@@ -1,0 +1,99 @@
+"""Held-out rows for evaluation: each source by itself, in order, every row exactly once, never shuffled.
+
+Bits per byte of a source = sum of nats of all its targets / (ln 2 * num_bytes). Targets are every id after BOS, the
+first one and EOS included; num_bytes are the UTF-8 bytes of the cleaned texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from data.loader import Batch, LoaderConfig, RowMaker, checked, empty_batch, process_rows
+from data.pack import Plan, plan_rows
+from data.token_reader import TokenReader, open_tokens
+from data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutRows:
+    """The held-out documents of one source as batches.
+
+    num_targets: pairs with loss, what the loss weights of all batches sum to (without loss spans).
+    num_bytes: UTF-8 bytes of the documents' texts.
+    """
+
+    source: str
+    num_documents: int
+    num_targets: int
+    num_bytes: int
+    num_rows: int
+    reader: TokenReader
+    plan: Plan
+    config: LoaderConfig
+    rows: range
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of `batches()`: the same on every process."""
+        return -(-self.num_rows // self.config.global_batch_size)
+
+    def batches(self) -> Iterator[Batch]:
+        """This process's rows of each global batch, in order; the last batch is filled up with padding rows."""
+        maker = RowMaker(self.reader, self.source, self.plan)
+        for first in range(0, self.num_rows, self.config.global_batch_size):
+            batch = empty_batch(len(self.rows), self.config.seq_len, self.reader.header["pad_id"])
+            for place, row in enumerate(range(first + self.rows.start, first + self.rows.stop)):
+                if row < self.num_rows:
+                    maker.fill(batch, place, row)
+            yield checked(batch)
+
+
+def open_heldout(
+    dataset: Path,
+    config: LoaderConfig,
+    *,
+    batch_size: int | None = None,
+    max_bytes: int | None = None,
+    split: str = "heldout",
+    process_index: int = 0,
+    process_count: int = 1,
+    tokenizer: Tokenizer | None = None,
+) -> dict[str, HeldOutRows]:
+    """The held-out rows by source. Weights, seed and skip of `config` play no part.
+
+    batch_size: rows over all processes, the training batch's when None. max_bytes: about so many bytes of text
+    a source, whole documents in their stored (hash) order, so not chosen by length; None for all.
+    """
+    if batch_size is not None:
+        config = replace(config, global_batch_size=batch_size)
+    rows = process_rows(config.global_batch_size, process_index, process_count)
+    reader = open_tokens(dataset, split, tokenizer=tokenizer, cache_bytes=config.cache_bytes)
+    opened = {}
+    for source, index in reader.index.items():
+        count = index.documents
+        if max_bytes is not None:
+            count = min(count, int(np.searchsorted(np.cumsum(index.num_bytes), max_bytes)) + 1)
+        plan = plan_rows(index.num_tokens[:count], config.seq_len, config.packing)
+        opened[source] = HeldOutRows(
+            source=source,
+            num_documents=count,
+            num_targets=plan.pairs,
+            num_bytes=int(index.num_bytes[:count].sum()),
+            num_rows=plan.rows,
+            reader=reader,
+            plan=plan,
+            config=config,
+            rows=rows,
+        )
+    return opened
+
+
+def heldout_batches(dataset: Path, config: LoaderConfig, **options: object) -> Iterator[tuple[str, Batch]]:
+    """(source, batch) over all held-out rows, source after source; options as of `open_heldout`."""
+    for source, rows in open_heldout(dataset, config, **options).items():  # type: ignore[arg-type]
+        for batch in rows.batches():
+            yield source, batch

@@ -1,0 +1,323 @@
+"""Batches from token shards: a pure function of (dataset, seed, step).
+
+    loader = open_loader(dataset, LoaderConfig(seq_len=2048, global_batch_size=64))
+    loader.batch(7)                       this process's rows of the batch of step 7
+    for batch in loader.iterate(7): ...   the batches of steps 7, 8, ..., prefetched
+
+Global row number g = step * global_batch_size + i. A row's source follows from g alone (data.mixture); which row of
+that source follows from how many it has had, the seed and the epoch: every epoch visits each row of a source's plan
+(data.pack) once, windows in a shuffled order and rows shuffled within their window, so that reads stay near.
+Process p of P gets rows [p * B / P, (p + 1) * B / P) of every global batch.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import grain
+import numpy as np
+import xxhash
+
+from data.mixture import Mixture, token_weights
+from data.pack import Packing, Plan, cached_plan
+from data.token_reader import TokenReader, open_tokens
+from data.tokenizer import Tokenizer
+
+Batch = dict[str, np.ndarray]  # inputs, targets, segment_ids, positions: int32 [B, T]; loss_weights: float32 [B, T]
+
+LAST_STEP = 1 << 48  # Grain asks for a length; no run gets there
+GOLDEN, MIX_1, MIX_2 = (
+    np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)  # SplitMix64
+WINDOW_ORDERS_KEPT = 256  # row orders of windows kept at once, one a source and epoch in use
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How rows are made and mixed.
+
+    seq_len: pairs (input, target) a row. global_batch_size: rows a step over all processes and accumulation steps.
+    packing: "first_fit" keeps documents of up to seq_len pairs whole; "concat_then_split" fills every row.
+    weights: (source, share of tokens) pairs, on any scale; empty for proportional to tokens. One left out is not used.
+    skip: ranges [start, stop) of global row numbers that keep their place with loss weight 0.
+    prefetch: batches made ahead; cache_bytes: of decoded records kept. Neither changes any batch.
+    """
+
+    seq_len: int
+    global_batch_size: int
+    packing: Packing = "first_fit"
+    weights: tuple[tuple[str, float], ...] = ()
+    skip: tuple[tuple[int, int], ...] = ()
+    seed: int = 0
+    prefetch: int = 2
+    cache_bytes: int = 256 << 20
+
+    def __post_init__(self) -> None:
+        for name, least in (("seq_len", 2), ("global_batch_size", 1), ("prefetch", 0), ("cache_bytes", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"loader.{name}={getattr(self, name)}: expected at least {least}")
+        if self.packing not in ("first_fit", "concat_then_split"):
+            raise ValueError(f"loader.packing={self.packing!r}: expected 'first_fit' or 'concat_then_split'")
+        for start, stop in self.skip:
+            if not 0 <= start < stop:
+                raise ValueError(f"loader.skip: [{start}, {stop}) is not a range of global row numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowInfo:
+    """Where a row of a global batch comes from.
+
+    row: global row number. plan_row: the row in its source's plan. documents: their ids, one a segment, in order.
+    starts: the first pair of each piece within its document.
+    """
+
+    row: int
+    source: str
+    epoch: int
+    plan_row: int
+    documents: tuple[str, ...]
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceStats:
+    """One source of a split as the loader sees it; weight is its share of tokens, an epoch is `rows` rows."""
+
+    documents: int
+    tokens: int
+    num_bytes: int
+    rows: int
+    fill: float
+    weight: float
+    row_share: float
+
+    def epochs(self, rows: int) -> float:
+        """How often the source is seen in `rows` global rows."""
+        return rows * self.row_share / self.rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderStats:
+    """rows: of one pass over every source. fill: share of places that hold a pair, in the mix that is drawn."""
+
+    rows: int
+    fill: float
+    sources: dict[str, SourceStats]
+
+
+class RowMaker:
+    """Rows of one source's plan as arrays."""
+
+    def __init__(self, reader: TokenReader, source: str, plan: Plan):
+        self._reader, self._source, self._plan = reader, source, plan
+        self._index = reader.index[source]
+        self._counting = np.arange(plan.seq_len, dtype=np.int32)
+
+    def fill(self, batch: Batch, place: int, row: int) -> None:
+        """Write row `row` of the plan into place `place` of a batch that holds padding there."""
+        plan, index, reader, column = self._plan, self._index, self._reader, 0
+        first, last = int(plan.row_first[row]), int(plan.row_first[row + 1])
+        begins = index.begins[plan.piece_document[first:last]] + plan.piece_start[first:last]
+        for segment, (begin, length) in enumerate(zip(begins.tolist(), plan.piece_length[first:last].tolist()), 1):
+            end = column + length
+            ids = reader.ids(self._source, begin, begin + length + 1)
+            batch["inputs"][place, column:end] = ids[:-1]
+            batch["targets"][place, column:end] = ids[1:]
+            batch["segment_ids"][place, column:end] = segment
+            batch["positions"][place, column:end] = self._counting[:length]
+            batch["loss_weights"][place, column:end] = (
+                reader.loss_weights(self._source, begin + 1, begin + length + 1) if index.weighted else 1.0
+            )
+            column = end
+
+
+class Loader:
+    """The training batches of one dataset. See the module's first lines; `open_loader` makes one."""
+
+    def __init__(self, reader: TokenReader, plans: dict[str, Plan], config: LoaderConfig, rows: range):
+        self.config = config
+        self._reader, self._plans, self._rows = reader, plans, rows
+        tokens = {source: plan.pairs for source, plan in plans.items()}
+        weights = token_weights(dict(config.weights), tokens)
+        total = sum(weights.values())
+        self._sources = list(weights)
+        self._makers = [RowMaker(reader, source, plans[source]) for source in self._sources]
+        self._mixture = Mixture(list(weights.values()), [tokens[s] / plans[s].rows for s in self._sources])
+        self._window_order = lru_cache(WINDOW_ORDERS_KEPT)(self._window_order_uncached)
+        self._row_order = lru_cache(WINDOW_ORDERS_KEPT)(self._row_order_uncached)
+        shares = dict(zip(self._sources, self._mixture.row_shares.tolist()))
+        self.stats = LoaderStats(
+            rows=sum(plans[source].rows for source in self._sources),
+            fill=sum(share * plans[source].fill for source, share in shares.items()),
+            sources={
+                source: SourceStats(
+                    documents=reader.index[source].documents,
+                    tokens=tokens[source],
+                    num_bytes=int(reader.index[source].num_bytes.sum()),
+                    rows=plans[source].rows,
+                    fill=plans[source].fill,
+                    weight=weights[source] / total,
+                    row_share=shares[source],
+                )
+                for source in self._sources
+            },
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the tokenizer that made the ids."""
+        return self._reader.fingerprint
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this."""
+        return int(self._reader.header["vocab_size"])
+
+    def batch(self, step: int) -> Batch:
+        """This process's rows of the global batch of `step` (counted from 0): [B / P, T] arrays."""
+        rows = self._global_rows(step)[self._rows.start : self._rows.stop]
+        batch = empty_batch(len(rows), self.config.seq_len, self._reader.header["pad_id"])
+        for place, (source, _, plan_row) in enumerate(self._located(rows)):
+            self._makers[source].fill(batch, place, plan_row)
+        for start, stop in self.config.skip:
+            batch["loss_weights"][(rows >= start) & (rows < stop)] = 0.0
+        return checked(batch)
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of start_step, start_step + 1, ... without end, made `prefetch` ahead in one thread."""
+        steps = grain.MapDataset.range(start_step, LAST_STEP).map(self.batch)
+        dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        if self.config.prefetch:
+            dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=self.config.prefetch)
+        iterator = iter(dataset)
+        atexit.register(iterator.close)  # for a caller that still holds the generator when the interpreter ends
+        try:
+            yield from iterator
+        finally:
+            iterator.close()  # ends the thread
+            atexit.unregister(iterator.close)
+
+    def rows_of(self, step: int) -> list[RowInfo]:
+        """What every row of the whole global batch of `step` is made of; the same on every process."""
+        rows = self._global_rows(step)
+        infos = []
+        for row, (source, epoch, plan_row) in zip(rows.tolist(), self._located(rows)):
+            name = self._sources[source]
+            plan = self._plans[name]
+            pieces = slice(int(plan.row_first[plan_row]), int(plan.row_first[plan_row + 1]))
+            infos.append(
+                RowInfo(
+                    row=row,
+                    source=name,
+                    epoch=epoch,
+                    plan_row=plan_row,
+                    documents=tuple(self._reader.doc_ids(name, plan.piece_document[pieces])),
+                    starts=tuple(plan.piece_start[pieces].tolist()),
+                )
+            )
+        return infos
+
+    def _global_rows(self, step: int) -> np.ndarray:
+        if step < 0:
+            raise ValueError(f"step {step}: expected 0 or more")
+        return step * self.config.global_batch_size + np.arange(self.config.global_batch_size)
+
+    def _located(self, rows: np.ndarray) -> list[tuple[int, int, int]]:
+        """(source, epoch, row in the source's plan) of global rows."""
+        located = []
+        sources, ordinals = self._mixture.locate(rows)
+        for source, ordinal in zip(sources.tolist(), ordinals.tolist()):
+            epoch, rank = divmod(ordinal, self._plans[self._sources[source]].rows)
+            order, ends = self._window_order(source, epoch)
+            place = int(np.searchsorted(ends, rank, "right"))
+            window, within = int(order[place]), rank - (int(ends[place - 1]) if place else 0)
+            first = int(self._plans[self._sources[source]].window_first[window])
+            located.append((source, epoch, first + int(self._row_order(source, epoch, window)[within])))
+        return located
+
+    def _window_order_uncached(self, source: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        sizes = np.diff(self._plans[self._sources[source]].window_first)
+        order = permutation(len(sizes), self.config.seed, self._sources[source], epoch, -1)
+        return order, np.cumsum(sizes[order])
+
+    def _row_order_uncached(self, source: int, epoch: int, window: int) -> np.ndarray:
+        first, last = self._plans[self._sources[source]].window_first[window : window + 2].tolist()
+        return permutation(last - first, self.config.seed, self._sources[source], epoch, window)
+
+
+def open_loader(
+    dataset: Path,
+    config: LoaderConfig,
+    *,
+    split: str = "train",
+    process_index: int = 0,
+    process_count: int = 1,
+    tokenizer: Tokenizer | None = None,
+) -> Loader:
+    """Open a dataset for training. Give the model's tokenizer to have a dataset built with another one refused.
+
+    Raises ValueError in one line for a missing or damaged dataset, another tokenizer, weights that do not fit its
+    sources, or a global batch that the processes cannot share evenly.
+    """
+    rows = process_rows(config.global_batch_size, process_index, process_count)
+    reader = open_tokens(dataset, split, tokenizer=tokenizer, cache_bytes=config.cache_bytes)
+    folder = Path(dataset) / "cache" / "plans"
+    wanted = dict(config.weights) or reader.index
+    plans = {
+        source: cached_plan(folder, index.num_tokens, config.seq_len, config.packing)
+        for source, index in reader.index.items()
+        if source in wanted
+    }
+    return Loader(reader, plans, config, rows)
+
+
+def process_rows(batch_size: int, process_index: int, process_count: int) -> range:
+    """The rows of a global batch that belong to one process; ValueError when they cannot be shared evenly."""
+    if not 0 <= process_index < process_count or batch_size % process_count:
+        raise ValueError(
+            f"process {process_index} of {process_count} cannot take its share of {batch_size} rows; "
+            "loader.global_batch_size must be a multiple of the number of processes"
+        )
+    share = batch_size // process_count
+    return range(process_index * share, (process_index + 1) * share)
+
+
+def empty_batch(rows: int, seq_len: int, pad_id: int) -> Batch:
+    """Rows of padding: pad ids, segment 0, position 0, loss weight 0."""
+    batch = {name: np.zeros((rows, seq_len), np.int32) for name in ("inputs", "targets", "segment_ids", "positions")}
+    batch["inputs"][:] = batch["targets"][:] = pad_id
+    batch["loss_weights"] = np.zeros((rows, seq_len), np.float32)
+    return batch
+
+
+def checked(batch: Batch) -> Batch:
+    """The batch, once every dtype is what the model is compiled for."""
+    for name, array in batch.items():
+        wanted = np.float32 if name == "loss_weights" else np.int32
+        assert array.dtype == wanted, f"{name} is {array.dtype}, expected {wanted.__name__}"
+    return batch
+
+
+def permutation(size: int, seed: int, source: str, epoch: int, window: int) -> np.ndarray:
+    """A permutation of range(size) that depends on its arguments only, not on a library's generator."""
+    key = np.uint64(xxhash.xxh64_intdigest(f"{seed}/{source}/{epoch}/{window}".encode()))
+    with np.errstate(over="ignore"):
+        value = (np.arange(1, size + 1, dtype=np.uint64) * GOLDEN) + key
+        value = (value ^ (value >> np.uint64(30))) * MIX_1
+        value = (value ^ (value >> np.uint64(27))) * MIX_2
+    return np.argsort(value ^ (value >> np.uint64(31)), kind="stable")
+
+
+def row_ranges(rows: Sequence[RowInfo]) -> tuple[tuple[int, int], ...]:
+    """The global row numbers of rows as ranges for `LoaderConfig.skip`."""
+    ranges: list[tuple[int, int]] = []
+    for row in sorted(info.row for info in rows):
+        if ranges and ranges[-1][1] == row:
+            ranges[-1] = (ranges[-1][0], row + 1)
+        else:
+            ranges.append((row, row + 1))
+    return tuple(ranges)
