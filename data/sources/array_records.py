@@ -62,8 +62,9 @@ class ArrayRecordSource(FileSource):
             except ValueError:
                 shards.append(whole)
                 continue
-            for start in range(0, max(count, 1), self.records_per_shard):
-                shards.append({**whole, "start": start, "stop": min(start + self.records_per_shard, count)})
+            size = self.records_per_shard
+            starts = range(0, max(count, 1), size)
+            shards += [{**whole, "start": start, "stop": min(start + size, count)} for start in starts]
         return shards
 
     def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
@@ -110,7 +111,10 @@ def _open(url: str) -> Any:
 
     try:
         path = fsspec.open_local(f"simplecache::{url}") if files.is_remote(url) else url
-        return ArrayRecordReader(str(path))
+        reader = ArrayRecordReader(str(path))
+        if reader.num_records() == 0:  # which is also how a file without its end opens
+            raise ValueError("no records: the file is empty or its end is missing")
+        return reader
     except (RuntimeError, ValueError) as error:
         raise ValueError(str(error).split("\n")[0]) from error
 

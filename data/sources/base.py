@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from data.document import Document, Drop, Dropped, Number
@@ -76,7 +76,7 @@ class FileSource:
     paths: tuple[str, ...]
     licence: str | None = None
     language: str | None = None
-    limits: ReadLimits = ReadLimits()
+    limits: ReadLimits = field(default_factory=ReadLimits)
 
     version: ClassVar[int] = 1
     code_modules: ClassVar[tuple[str, ...]] = ("data.sources.base", "data.sources.files")
@@ -125,7 +125,7 @@ class FileSource:
         """Documents and drops of one open file: what a reader writes."""
         raise NotImplementedError(f"{type(self).__name__} reads no streams")
 
-    def document(self, shard: Mapping[str, Any], record: Any, text: str, **meta: Any) -> Document | Dropped:
+    def document(self, shard: Mapping[str, Any], record: Any, text: str, /, **meta: Any) -> Document | Dropped:
         """A document of this source; `record` names it inside its file (None: the file is the document)."""
         common = {"path": shard["key"], "licence": self.licence, "language": self.language}
         common.update((key, value) for key, value in meta.items() if value is not None)
@@ -136,6 +136,7 @@ class FileSource:
         shard: Mapping[str, Any],
         record: Any,
         reason: str,
+        /,
         *,
         value: Number | str | None = None,
         threshold: Number | str | None = None,

@@ -1,8 +1,8 @@
 """The process that extracts pages, so that a page can be stopped: `python -m data.sources.extract_worker MEMORY_MB`.
 
-Frames on stdin and stdout: 4 bytes big-endian length, then the bytes. A request is a JSON frame and a body frame; a reply
-is one JSON frame, {"text", "meta"} or {"error"}. Nothing is pickled. The parent kills this process when a page takes too
-long (`data.sources.extract`); the address space is limited here.
+Frames on stdin and stdout: 4 bytes big-endian length, then the bytes. A request is a JSON frame and a body frame; a
+reply is one JSON frame, {"text", "meta"} or {"error"}. Nothing is pickled. The parent kills this process when a page
+takes too long (`data.sources.extract`); the address space is limited here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Files anywhere, as one bounded stream of decompressed bytes: listing, identity, opening.
 
-Paths go through fsspec (local, `gs://`, `s3://`, `https://`); compression is told by the first bytes of the file, not by
-its name. Nothing here holds more than a buffer in memory.
+Paths go through fsspec (local, `gs://`, `s3://`, `https://`); compression is told by the first bytes of the file, not
+by its name. Nothing here holds more than a buffer in memory.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _matches(name: str, suffixes: Sequence[str]) -> bool:
 def _list_local(path: str, suffixes: Sequence[str]) -> list[FileEntry]:
     root = Path(path).expanduser()
     if any(character in path for character in "*?["):
-        fixed = [part for part in Path(path).parts]
+        fixed = list(Path(path).parts)
         first = next(index for index, part in enumerate(fixed) if any(c in part for c in "*?["))
         root = Path(*fixed[:first]) if first else Path()
         candidates = [found for found in root.glob(str(Path(*fixed[first:]))) if not found.name.startswith(".")]
@@ -145,6 +145,7 @@ class BoundedReader(io.RawIOBase):
 
     def __init__(self, inner: Any, raw: BinaryIO | None, limits: ReadLimits) -> None:
         self._inner, self._raw, self._limits = inner, raw, limits
+        self._read = getattr(inner, "read1", inner.read)  # read() would lose what it has when the file ends early
         self.total = 0
 
     def readable(self) -> bool:
@@ -152,7 +153,7 @@ class BoundedReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = self._inner.read(len(buffer))
+            data = self._read(len(buffer))
         except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
             raise CorruptError(str(error) or type(error).__name__) from error
         except OSError as error:

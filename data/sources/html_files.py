@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from data.document import Document, Dropped
-from data.sources import extract
 from data.sources.base import FileSource
-from data.sources.extract import Extracted, ExtractConfig, ExtractionPool, Page
+from data.sources.extract import CODE_MODULES as EXTRACT_MODULES
+from data.sources.extract import LIBRARIES as EXTRACT_LIBRARIES
+from data.sources.extract import ExtractConfig, Extracted, ExtractionPool, Page
 from data.sources.limits import BombError, CorruptError
 from data.sources.text_files import read_whole
 
@@ -34,9 +35,9 @@ class HtmlFolder(FileSource):
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         "data.sources.html_files",
-        *extract.CODE_MODULES,
+        *EXTRACT_MODULES,
     )
-    libraries: ClassVar[tuple[str, ...]] = extract.LIBRARIES
+    libraries: ClassVar[tuple[str, ...]] = EXTRACT_LIBRARIES
 
     def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """One document a file, in file order."""

@@ -2,8 +2,8 @@
 
     JsonlSource(name="web", paths=("dumps/*.jsonl.zst",), text_field="content", meta_fields=("url", "date"))
 
-Plain local files are cut into shards of `split_bytes` at line ends, so that one huge file keeps every core busy; ids are
-byte offsets of lines and so do not depend on the cut.
+Plain local files are cut into shards of `split_bytes` at line ends, so that one huge file keeps every core busy; ids
+are byte offsets of lines and so do not depend on the cut.
 """
 
 from __future__ import annotations

@@ -72,8 +72,12 @@ def _link(node: Any, depth: int) -> str:
 
 def _tag(node: Any, depth: int) -> str:
     name = str(node.tag).strip().lower()
+    if name in ("li", "dt", "dd") and node.wiki_markup:
+        return str(node.wiki_markup)
+    if name in ("br", "hr"):
+        return "\n"
     if name in DROPPED_TAGS or node.contents is None:
-        return "\n" if name in ("br", "hr") else str(node.wiki_markup or "") if name in ("li", "dt", "dd") else ""
+        return ""
     if name in KEPT_VERBATIM:
         return f"${str(node.contents).strip()}$"
     inner = _render(node.contents, depth + 1)

@@ -34,7 +34,7 @@ class ParquetSource(FileSource):
     libraries: ClassVar[tuple[str, ...]] = ("pyarrow",)
 
     def shards(self) -> Sequence[dict[str, Any]]:
-        """Runs of row groups: {"url", "key", "first", "groups", "row"}; a file without a readable footer is one shard."""
+        """Runs of row groups: {"url", "key", "first", "groups", "row"}; a file without a footer is one shard."""
         shards: list[dict[str, Any]] = []
         for entry in self.entries():
             whole = {"url": entry.url, "key": entry.key}

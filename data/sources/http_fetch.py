@@ -1,0 +1,80 @@
+"""One bounded HTTP GET: retries, an overall deadline, a byte limit."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import urllib3
+
+RETRY_STATUSES = (429, 500, 502, 503, 504)
+
+
+class FetchError(ValueError):
+    """A URL gave no usable answer within its limits: the message says which and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpLimits:
+    """What one request may cost.
+
+    connect_seconds, read_seconds: for one attempt; total_seconds: for the whole body, so that a server that drips one
+    byte at a time ends too. retries wait 1, 2, 4, ... seconds times `backoff`, or what Retry-After asks for.
+    """
+
+    connect_seconds: float = 10.0
+    read_seconds: float = 30.0
+    total_seconds: float = 120.0
+    retries: int = 5
+    backoff: float = 1.0
+    max_redirects: int = 5
+    max_bytes: int = 64 << 20
+
+
+class HttpClient:
+    """GETs with one identity and one set of limits; connections are kept open."""
+
+    def __init__(self, user_agent: str, limits: HttpLimits) -> None:
+        retry = urllib3.Retry(
+            total=limits.retries,
+            redirect=limits.max_redirects,
+            backoff_factor=limits.backoff,
+            status_forcelist=RETRY_STATUSES,
+            raise_on_status=False,
+        )
+        timeout = urllib3.Timeout(connect=limits.connect_seconds, read=limits.read_seconds)
+        self._limits = limits
+        self._pool = urllib3.PoolManager(headers={"User-Agent": user_agent}, retries=retry, timeout=timeout)
+
+    def get(self, url: str, *, start: int | None = None, length: int | None = None) -> bytes:
+        """The body, or its bytes [start, start + length). FetchError with one line for everything else."""
+        headers = {} if start is None or length is None else {"Range": f"bytes={start}-{start + length - 1}"}
+        wanted = self._limits.max_bytes if length is None else min(length, self._limits.max_bytes)
+        expected = 206 if headers else 200
+        deadline = time.monotonic() + self._limits.total_seconds
+        try:
+            answer = self._pool.request("GET", url, headers={**self._pool.headers, **headers}, preload_content=False)
+        except urllib3.exceptions.HTTPError as error:
+            raise FetchError(f"{url}: {type(error).__name__}: {error}") from error
+        try:
+            if answer.status != expected:
+                raise FetchError(f"{url}: HTTP {answer.status}, expected {expected}")
+            return self._body(answer, url, wanted, deadline, exact=length is not None)
+        finally:
+            answer.close()
+
+    def _body(self, answer: urllib3.BaseHTTPResponse, url: str, wanted: int, deadline: float, *, exact: bool) -> bytes:
+        parts, size = [], 0
+        try:
+            while data := answer.read1(1 << 16, decode_content=True):
+                parts.append(data)
+                size += len(data)
+                if size > wanted:
+                    raise FetchError(f"{url}: more than {wanted} bytes")
+                if time.monotonic() > deadline:
+                    raise FetchError(f"{url}: not whole after {self._limits.total_seconds:g} s")
+        except urllib3.exceptions.HTTPError as error:
+            raise FetchError(f"{url}: {type(error).__name__}: {error}") from error
+        if exact and size != wanted:
+            raise FetchError(f"{url}: {size} bytes, expected {wanted}")
+        return b"".join(parts)

@@ -1,0 +1,273 @@
+"""WARC, WET and WAT archives: every response as its main text, with limits, over broken spots.
+
+    WarcSource(name="crawl", paths=("CC-MAIN-*.warc.gz",), block=UrlBlockList(domains=("ads.example",)))
+
+Records are read with FastWARC (three times as fast as warcio on the same file, and kept up). A gzip member that does
+not decode costs that record: reading goes on at the next member.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, ClassVar
+
+from fastwarc.stream_io import BrotliReader, ChunkedReader, GzipReader, ZstdReader
+from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
+
+from data.document import Document, Dropped
+from data.sources import files
+from data.sources.base import FileSource
+from data.sources.extract import CODE_MODULES as EXTRACT_MODULES
+from data.sources.extract import LIBRARIES as EXTRACT_LIBRARIES
+from data.sources.extract import ExtractConfig, Extracted, ExtractionPool, Page
+from data.sources.html_files import share_of_cores
+from data.sources.text_files import decode_text
+from data.sources.url_block import UrlBlockList
+from data.sources.wat import wat_text
+
+WANTED = WarcRecordType.response | WarcRecordType.conversion | WarcRecordType.metadata | WarcRecordType.revisit
+HTML_TYPES = ("text/html", "application/xhtml+xml", "application/vnd.wap.xhtml+xml")
+GZIP_MAGIC = b"\x1f\x8b\x08"
+MAX_HEADER_BYTES = 1 << 16
+MAX_FAULTS = 1000  # broken spots in one file before the rest is given up
+SWALLOWED = b"\r\n\r\nWARC/1."  # a record header inside a body: the length field was wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A spot where the archive does not read. offset: compressed bytes from the start of the file."""
+
+    offset: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a record holds. fault: "" or why `data` is not to be used."""
+
+    data: bytes
+    fault: str = ""
+
+
+def iter_records(raw: BinaryIO, types: WarcRecordType = WANTED) -> Iterator[WarcRecord | Fault]:
+    """Records of a WARC file (gzip, zstd, lz4, plain), going on after broken gzip members.
+
+    A record's body must be read before the next record is asked for.
+    """
+    position, faults = 0, 0
+    while True:
+        raw.seek(position)
+        last = position
+        try:
+            for record in ArchiveIterator(raw, record_types=types, parse_http=False, max_header_len=MAX_HEADER_BYTES):
+                last = record.stream_pos
+                yield record
+            return
+        except (OSError, ValueError, EOFError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
+            yield Fault(last, str(error))
+        faults += 1
+        found = find_member(raw, last + 1)
+        if found is None or faults >= MAX_FAULTS:
+            return
+        position = found
+
+
+def find_member(raw: BinaryIO, start: int) -> int | None:
+    """The next place from `start` on where a gzip member with WARC bytes inside begins; None at the end."""
+    raw.seek(start)
+    base, buffer = start, b""
+    while chunk := raw.read(files.BUFFER):
+        buffer += chunk
+        at = buffer.find(GZIP_MAGIC)
+        while at >= 0:
+            if _starts_record(raw, base + at):
+                return base + at
+            raw.seek(base + len(buffer))
+            at = buffer.find(GZIP_MAGIC, at + 1)
+        keep = len(buffer) - (len(GZIP_MAGIC) - 1)
+        base, buffer = base + keep, buffer[keep:]
+    return None
+
+
+def _starts_record(raw: BinaryIO, position: int) -> bool:
+    raw.seek(position)
+    try:
+        return zlib.decompressobj(31).decompress(raw.read(4096), 16).startswith(b"WARC/")
+    except zlib.error:
+        return False
+
+
+def read_body(record: WarcRecord, limit: int) -> Body:
+    """A record's block, at most `limit` bytes; too large, short, or swallowing its neighbours gives a fault."""
+    if record.content_length > limit:
+        return Body(b"", "record_too_large")
+    length = record.content_length
+    try:
+        data = record.reader.read(length) if length else b""
+    except (OSError, ValueError, EOFError):
+        return Body(b"", "corrupt_record")
+    if len(data) < length:
+        return Body(data, "truncated_record")
+    return Body(data, "wrong_record_length" if SWALLOWED in data else "")
+
+
+def split_http(block: bytes) -> tuple[int, dict[str, str], bytes]:
+    """(status, headers by lower-case name, payload as sent); status 0 where the block is not HTTP."""
+    head, separator, payload = block.partition(b"\r\n\r\n")
+    if not separator:
+        head, separator, payload = block.partition(b"\n\n")
+    lines = head.decode("latin-1").splitlines()
+    first = lines[0].split(None, 2) if lines else []
+    if len(first) < 2 or not first[0].startswith("HTTP/") or not first[1].isdigit():
+        return 0, {}, b""
+    headers = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            headers.setdefault(name.strip().lower(), value.strip())
+    return int(first[1]), headers, payload
+
+
+def decode_payload(payload: bytes, headers: Mapping[str, str], limit: int) -> Body:
+    """The payload without its transfer and content encodings, at most `limit` bytes.
+
+    Archives often store payloads decoded and keep the header: bytes that do not decode are taken as they are.
+    """
+    if "chunked" in headers.get("transfer-encoding", "").lower():
+        payload = _undo(ChunkedReader, payload, limit) or payload
+    for coding in reversed(headers.get("content-encoding", "").lower().replace(" ", "").split(",")):
+        reader = {"gzip": GzipReader, "x-gzip": GzipReader, "br": BrotliReader, "zstd": ZstdReader}.get(coding)
+        if reader is GzipReader and not payload.startswith(GZIP_MAGIC[:2]):
+            continue
+        if reader is not None:
+            payload = _undo(reader, payload, limit) or payload
+    return Body(payload, "record_too_large" if len(payload) > limit else "")
+
+
+def _undo(reader: Any, payload: bytes, limit: int) -> bytes:
+    """Decoded bytes up to limit + 1; b"" where the payload is not so encoded."""
+    parts, size = [], 0
+    try:
+        opened = reader(io.BytesIO(payload))
+        while size <= limit and (part := opened.read(min(1 << 16, limit + 1 - size))):
+            parts.append(part)
+            size += len(part)
+    except (OSError, ValueError, EOFError):
+        if not parts:
+            return b""
+    return b"".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarcSource(FileSource):
+    """Documents of WARC (main text of HTML responses), WET (their text) and WAT (titles and descriptions).
+
+    extract: how HTML becomes text. block: pages that are not wanted, by URL.
+    statuses: HTTP status codes whose pages are read.
+    """
+
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    block: UrlBlockList = field(default_factory=UrlBlockList)
+    statuses: tuple[int, ...] = (200,)
+
+    suffixes: ClassVar[tuple[str, ...]] = (".warc", ".wet", ".wat", ".arc")
+    version: ClassVar[int] = 1
+    code_modules: ClassVar[tuple[str, ...]] = (
+        *FileSource.code_modules,
+        "data.sources.warc",
+        "data.sources.wat",
+        "data.sources.url_block",
+        *EXTRACT_MODULES,
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("FastWARC", *EXTRACT_LIBRARIES)
+
+    def inputs_key(self) -> Any:
+        """The archives and the block lists."""
+        return {"archives": super().inputs_key(), "block": self.block.inputs_key()}
+
+    def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
+        """Pages in archive order; extraction runs on other cores meanwhile."""
+        with files.open_bytes(shard["url"]) as raw:
+            yield from self.from_archive(raw, shard, workers=share_of_cores(self.shards()))
+
+    def from_archive(self, raw: BinaryIO, shard: Mapping[str, Any], *, workers: int) -> Iterator[Document | Dropped]:
+        """Documents and drops of one open archive; `shard["key"]` names it in ids."""
+        blocked = self.block.build()
+        pool: ExtractionPool[tuple[int, dict[str, Any]]]
+        with ExtractionPool(self.extract, workers=workers) as pool:
+            for (offset, meta), found in pool.map(self.pages(raw, blocked)):
+                values = {**meta, **found.meta}
+                if found.reason:
+                    yield self.drop(shard, offset, found.reason, value=values.pop("value", None), **values)
+                else:
+                    yield self.document(shard, offset, found.text, **values)
+
+    def pages(self, raw: BinaryIO, blocked: Any) -> Iterator[tuple[tuple[int, dict[str, Any]], Page | Extracted]]:
+        """((offset, meta), page to extract or finished text or reason) of every record that holds a page."""
+        for record in iter_records(raw):
+            if isinstance(record, Fault):
+                yield (record.offset, {}), Extracted("", {"value": record.message}, "corrupt_record")
+                continue
+            headers = record.headers
+            url = (headers.get("WARC-Target-URI") or "").strip("<>")
+            meta = {
+                "url": url,
+                "offset": record.stream_pos,
+                "record_id": headers.get("WARC-Record-ID"),
+                "crawl_date": headers.get("WARC-Date"),
+                "truncated_by_crawler": headers.get("WARC-Truncated"),
+                "group": blocked.host(url),
+            }
+            page = self._page(record, url, meta, blocked)
+            if page is not None:
+                yield (record.stream_pos, meta), page
+
+    def _page(self, record: WarcRecord, url: str, meta: dict[str, Any], blocked: Any) -> Page | Extracted | None:
+        """A page to extract, a finished text, a reason, or None for records that hold no page."""
+        if record.record_type == WarcRecordType.revisit:
+            return Extracted("", {}, "revisit")
+        if (rule := blocked.match(url)) is not None:
+            return Extracted("", {"value": rule}, "url_blocked")
+        if record.record_type == WarcRecordType.metadata and "json" not in (record.headers.get("Content-Type") or ""):
+            return None
+        body = read_body(record, self.limits.max_record_bytes)
+        if body.fault:
+            return Extracted("", {"value": record.content_length}, body.fault)
+        if record.record_type == WarcRecordType.conversion:
+            meta["language_hint"] = record.headers.get("WARC-Identified-Content-Language")
+            return _text(body.data, "")
+        if record.record_type == WarcRecordType.metadata:
+            text, more = wat_text(body.data)
+            meta.update(more)
+            return Extracted(text, {}, "" if text else "no_main_text")
+        return self._response(body.data, url, meta)
+
+    def _response(self, block: bytes, url: str, meta: dict[str, Any]) -> Page | Extracted:
+        status, headers, payload = split_http(block)
+        content_type = headers.get("content-type", "")
+        kind = content_type.partition(";")[0].strip().lower()
+        meta.update(content_type=kind, http_status=status)
+        if status not in self.statuses:
+            return Extracted("", {"value": status}, "http_status")
+        body = decode_payload(payload, headers, self.extract.max_page_bytes)
+        if body.fault:
+            return Extracted("", {"value": len(body.data)}, "page_too_large")
+        if kind == "text/plain":
+            return _text(body.data, "text/plain")
+        if kind in HTML_TYPES or (not kind and b"<html" in body.data[:2000].lower()):
+            return Page(body.data, url, content_type)
+        return Extracted("", {"value": kind or "none"}, "content_type")
+
+
+def _text(data: bytes, extractor: str) -> Extracted:
+    try:
+        text, encoding = decode_text(data)
+    except ValueError as error:
+        return Extracted("", {"value": str(error)}, "bad_encoding")
+    meta = {"encoding": encoding, **({"extractor": extractor} if extractor else {})}
+    return Extracted(text.strip(), meta, "" if text.strip() else "empty_text")

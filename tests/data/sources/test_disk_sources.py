@@ -1,0 +1,289 @@
+"""JSON Lines, Parquet, CSV, text, ArrayRecord, TFDS and MediaWiki: what is in the file comes out, the rest counts."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from data.document import Document
+from data.sources.array_records import ArrayRecordSource, TfdsSource
+from data.sources.csv_files import CsvSource
+from data.sources.files import list_files
+from data.sources.jsonl import JsonlSource
+from data.sources.limits import ReadLimits
+from data.sources.mediawiki import MediaWikiSource, wikitext_to_text
+from data.sources.parquet import ParquetSource
+from data.sources.text_files import TextFolder
+from tests.data.sources.helpers import read, reasons
+
+ROWS = [{"text": f"Row {i}: ĉu vi legas?\nYes.", "url": f"https://a.example/{i}", "n": i} for i in range(500)]
+
+
+def _jsonl(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+@pytest.mark.parametrize(
+    "pack", [bytes, gzip.compress, zstandard.ZstdCompressor().compress, bz2.compress], ids=["plain", "gz", "zst", "bz2"]
+)
+def test_jsonl_is_the_same_in_every_compression(tmp_path: Path, pack) -> None:
+    data = _jsonl(ROWS)
+    half = data.index(b"\n", len(data) // 2) + 1
+    (tmp_path / "rows.jsonl").write_bytes(pack(data[:half]) + pack(data[half:]))  # two members or frames
+    documents, drops = read(JsonlSource(name="j", paths=(str(tmp_path),), meta_fields=("url",)))
+    assert [d.text for d in documents] == [row["text"] for row in ROWS] and not drops
+    assert documents[3].meta["url"] == "https://a.example/3" and documents[0].id == "j:rows.jsonl:0"
+
+
+def test_jsonl_ids_do_not_depend_on_how_the_file_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(_jsonl(ROWS))
+    whole, _ = read(JsonlSource(name="j", paths=(str(tmp_path),)))
+    for size in (100, 777, 5000):
+        source = JsonlSource(name="j", paths=(str(tmp_path),), split_bytes=size)
+        assert len(source.shards()) > 5
+        cut, drops = read(source)
+        assert cut == whole and not drops
+
+
+def test_jsonl_bad_lines_are_counted_and_the_rest_read(tmp_path: Path) -> None:
+    lines = [
+        b'{"text": "good"}',
+        b'{"text": "bad',
+        b"[1, 2]",
+        b'{"other": 1}',
+        b'{"text": 3}',
+        b'{"text": "\xff"}',
+        b'{"text": "   "}',
+        b"",
+        b'{"text": "' + b"x" * 5000 + b'"}',
+        b"[" * 100_000,
+        b'{"text": "a lone \\ud800 half"}',
+        b'{"text": "last"}',
+    ]
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines))
+    documents, drops = read(
+        JsonlSource(name="j", paths=(str(tmp_path / "rows.jsonl"),), limits=ReadLimits(max_record_bytes=4000))
+    )
+    assert [d.text for d in documents] == ["good", "a lone \ufffd half", "last"]
+    assert reasons(drops) == {
+        "bad_json": 1,
+        "not_an_object": 1,
+        "no_text_field": 1,
+        "text_is_not_a_string": 1,
+        "bad_encoding": 1,
+        "empty_text": 1,
+        "record_too_large": 2,
+    }
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress], ids=["gz", "zst"])
+def test_truncated_compression_is_one_counted_drop_after_what_was_read(tmp_path: Path, pack) -> None:
+    rows = [{"text": os.urandom(200).hex()} for _ in range(3000)]
+    packed = pack(_jsonl(rows))
+    (tmp_path / "rows.jsonl").write_bytes(packed[: len(packed) * 2 // 3])
+    documents, drops = read(JsonlSource(name="j", paths=(str(tmp_path),)))
+    assert 1000 < len(documents) < 3000 and [d.text for d in documents] == [r["text"] for r in rows[: len(documents)]]
+    assert reasons(drops)["corrupt_file"] == 1 and len(drops) <= 2
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress], ids=["gz", "zst"])
+def test_a_decompression_bomb_ends_early(tmp_path: Path, pack) -> None:
+    (tmp_path / "bomb.jsonl").write_bytes(pack(bytes(32 << 20)))
+    limits = ReadLimits(expansion_grace=4 << 20)
+    documents, drops = read(JsonlSource(name="j", paths=(str(tmp_path),), limits=limits))
+    assert not documents and reasons(drops) == {"expands_too_far": 1}
+
+
+def test_fsspec_paths_read_as_local_ones(tmp_path: Path) -> None:
+    import fsspec
+
+    with fsspec.open("memory://bucket/rows.jsonl.gz", "wb") as stream:
+        stream.write(gzip.compress(_jsonl(ROWS)))
+    for path in ("memory://bucket/rows.jsonl.gz", "memory://bucket/*.jsonl.gz", "memory://bucket"):
+        documents, drops = read(JsonlSource(name="j", paths=(path,)))
+        assert len(documents) == 500 and not drops
+
+
+def test_listing_skips_links_that_lead_nowhere_and_does_not_follow_loops(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one.txt").write_text("one")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "a" / "self.txt").symlink_to(tmp_path / "a" / "self.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert [entry.key for entry in list_files((str(tmp_path),), (".txt",))] == ["a/one.txt"]
+    with pytest.raises(ValueError, match="no input at"):
+        list_files((str(tmp_path / "missing"),), (".txt",))
+
+
+def test_the_same_name_in_two_folders_gives_two_ids(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(f"text of {name}")
+    documents, _ = read(TextFolder(name="t", paths=(str(tmp_path / "x"), str(tmp_path / "y"))))
+    assert [d.id for d in documents] == ["t:0/a.txt", "t:1/a.txt"]
+
+
+def test_inputs_key_follows_the_bytes_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    source = TextFolder(name="t", paths=(str(tmp_path),))
+    before = source.inputs_key()
+    os.utime(path, (1, 1))
+    assert source.inputs_key() == before
+    path.write_text("two")
+    assert source.inputs_key() != before
+
+
+def test_parquet_rows_in_order_over_shards_and_a_cut_file(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist([*ROWS, {"text": None, "url": "u", "n": 0}]), path, row_group_size=50)
+    source = ParquetSource(name="p", paths=(str(path),), meta_fields=("n",), row_groups_per_shard=3)
+    assert len(source.shards()) == 4
+    documents, drops = read(source)
+    assert [d.text for d in documents] == [row["text"] for row in ROWS] and documents[77].meta["n"] == 77
+    assert documents[77].id == "p:rows.parquet:77" and reasons(drops) == {"text_is_not_a_string": 1}
+    path.write_bytes(path.read_bytes()[:-100])
+    assert reasons(read(ParquetSource(name="p", paths=(str(path),)))[1]) == {"corrupt_file": 1}
+
+
+def test_csv_quotes_line_ends_and_wrong_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'\xef\xbb\xbftext,n\n"two\nlines, and ""quotes""",1\nshort\n\xff,2\nlast,3\n')
+    documents, drops = read(CsvSource(name="c", paths=(str(path),), meta_fields=("n",)))
+    assert [(d.text, d.meta["n"]) for d in documents] == [('two\nlines, and "quotes"', "1"), ("last", "3")]
+    assert reasons(drops) == {"wrong_number_of_fields": 1, "bad_encoding": 1}
+    path.write_bytes(b'text,n\n"never closed' + b"x,1\n" * 10000)
+    documents, drops = read(CsvSource(name="c", paths=(str(path),), limits=ReadLimits(max_record_bytes=5000)))
+    assert not documents and reasons(drops) == {"record_too_large": 1}
+
+
+def test_text_encodings_are_found_and_named(tmp_path: Path) -> None:
+    text = "Der Fluß fließt über große Höhen – schön für Ärzte und Köche. " * 20
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp1252"):
+        (tmp_path / f"{encoding}.txt").write_bytes(text.encode(encoding))
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 10)
+    documents, drops = read(TextFolder(name="t", paths=(str(tmp_path),)))
+    assert len(documents) == 4 and {d.text.strip() for d in documents} == {text.strip()}
+    assert reasons(drops) == {"bad_encoding": 1}
+
+
+@pytest.mark.real_data
+def test_wikitext_is_one_text_document(real_data: Path) -> None:
+    path = real_data / "text" / "wikitext2-valid.txt"
+    documents, drops = read(TextFolder(name="t", paths=(str(path),), licence="CC-BY-SA-3.0"))
+    assert len(documents) == 1 and not drops and documents[0].text.encode() == path.read_bytes()
+    assert documents[0].meta["licence"] == "CC-BY-SA-3.0"
+
+
+def test_array_record_of_json_text_and_examples(tmp_path: Path) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_generated_pb2
+
+    def write(name: str, records: list[bytes]) -> str:
+        writer = ArrayRecordWriter(str(tmp_path / name), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
+        return str(tmp_path / name)
+
+    example = tf_example_generated_pb2.Example()
+    example.features.feature["body"].bytes_list.value.append(b"saluton")
+    example.features.feature["stars"].int64_list.value.append(4)
+    path = write("e.array_record", [example.SerializeToString(), b"\xff\xff\xff"])
+    documents, drops = read(
+        ArrayRecordSource(name="a", paths=(path,), record="example", text_field="body", meta_fields=("stars",))
+    )
+    assert documents[0].text == "saluton" and documents[0].meta["stars"] == 4 and reasons(drops) == {"bad_example": 1}
+    path = write("j.array_record", [json.dumps(row).encode() for row in ROWS] + [b"{", b'{"text": 1}'])
+    documents, drops = read(ArrayRecordSource(name="a", paths=(path,), records_per_shard=100))
+    assert [d.text for d in documents] == [row["text"] for row in ROWS]
+    assert reasons(drops) == {"bad_json": 1, "no_text_field": 1}
+    Path(path).write_bytes(Path(path).read_bytes()[:5000])
+    assert reasons(read(ArrayRecordSource(name="a", paths=(path,)))[1]) == {"corrupt_file": 1}
+
+
+def prepare_tfds(folder: Path, texts: list[str]) -> str:
+    """A dataset prepared by TFDS as ArrayRecord without TensorFlow; returns its version folder."""
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "n": np.int64})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number, text in enumerate(texts):
+                yield number, {"text": text, "n": number}
+
+    builder = Tiny(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    return str(builder.data_path)
+
+
+def test_tfds_is_read_without_tensorflow(tmp_path: Path) -> None:
+    import sys
+
+    texts = [f"Document {i} of a prepared dataset." for i in range(150)]
+    path = prepare_tfds(tmp_path, texts)
+    documents, drops = read(TfdsSource(name="tfds", path=path, meta_fields=("n",), records_per_shard=40))
+    assert sorted(d.text for d in documents) == sorted(texts) and not drops
+    assert all(d.text == texts[d.meta["n"]] for d in documents) and "tensorflow" not in sys.modules
+    with pytest.raises(ValueError, match="no split 'test'"):
+        TfdsSource(name="tfds", path=path, split="test").shards()
+
+
+WIKI = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" xml:lang="eo"><siteinfo/>
+<page><title>Paris</title><ns>0</ns><id>7</id><revision><id>9</id><timestamp>2024-01-02T03:04:05Z</timestamp>
+<text xml:space="preserve">{{Infobox|a=b}} '''Paris''' is in [[France|the republic]].&lt;ref&gt;cite&lt;/ref&gt;
+
+== History ==
+* old &amp;amp; new
+{| class="x"
+| cell
+|}
+[[File:a.png|thumb|caption]] [[Category:Cities]]</text></revision></page>
+<page><title>Redirect me</title><ns>0</ns><id>8</id><redirect title="Paris" />
+<revision><text>#REDIRECT [[Paris]]</text></revision></page>
+<page><title>Talk</title><ns>1</ns><id>9</id><revision><text>hi</text></revision></page>
+<page><title>Broken</title><ns>0</ns><id>10</id><revision><text>x</revision></page>
+<page><title>Last</title><ns>0</ns><id>11</id><revision><text>Still read.</text></revision></page>
+</mediawiki>"""
+
+
+def test_mediawiki_pages(tmp_path: Path) -> None:
+    (tmp_path / "dump.xml.bz2").write_bytes(bz2.compress(WIKI.encode()))
+    documents, drops = read(MediaWikiSource(name="w", paths=(str(tmp_path),), language="eo"))
+    assert [d.meta["title"] for d in documents] == ["Paris", "Last"]
+    assert documents[0].text == "# Paris\n\nParis is in the republic.\n\n## History\n\n- old & new"
+    assert documents[0].id == "w:dump.xml.bz2:7" and documents[0].meta["date"] == "2024-01-02T03:04:05Z"
+    assert reasons(drops) == {"redirect": 1, "other_namespace": 1, "bad_xml": 1}
+
+
+def test_wikitext_nests_without_end() -> None:
+    assert isinstance(wikitext_to_text("[[" * 5000 + "x" + "]]" * 5000), str)
+    assert isinstance(wikitext_to_text("{{" * 5000), str)
+
+
+def test_xml_bombs_expand_nothing(tmp_path: Path) -> None:
+    bomb = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa">' + "".join(
+        f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9)
+    )
+    page = "<page><title>x</title><id>1</id><revision><text>&j; end</text></revision></page>"
+    (tmp_path / "bomb.xml").write_text(f"{bomb}]><mediawiki>{page}</mediawiki>")
+    documents, _ = read(MediaWikiSource(name="w", paths=(str(tmp_path),)))
+    assert isinstance(documents[0], Document) and len(documents[0].text) < 100
