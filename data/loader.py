@@ -71,15 +71,15 @@ class LoaderConfig:
 class RowInfo:
     """Where a row of a global batch comes from.
 
-    row: global row number. plan_row: the row in its source's plan. documents: their ids, one a segment, in order.
-    starts: the first pair of each piece within its document.
+    row: global row number. plan_row: the row in its source's plan. doc_ids: the document of each segment, in order.
+    starts: the first pair of each segment within its document.
     """
 
     row: int
     source: str
     epoch: int
     plan_row: int
-    documents: tuple[str, ...]
+    doc_ids: tuple[str, ...]
     starts: tuple[int, ...]
 
 
@@ -193,13 +193,19 @@ class Loader:
         dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         if self.config.prefetch:
             dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=self.config.prefetch)
-        iterator = iter(dataset)
-        atexit.register(iterator.close)  # for a caller that still holds the generator when the interpreter ends
+        held = [iter(dataset)]
+
+        def close() -> None:
+            while held:
+                held.pop().close()  # ends the thread
+                atexit.unregister(close)
+
+        atexit.register(close)  # for a caller that still holds the generator when the interpreter ends
         try:
-            yield from iterator
+            while True:
+                yield next(held[0])
         finally:
-            iterator.close()  # ends the thread
-            atexit.unregister(iterator.close)
+            close()
 
     def rows_of(self, step: int) -> list[RowInfo]:
         """What every row of the whole global batch of `step` is made of; the same on every process."""
@@ -215,7 +221,7 @@ class Loader:
                     source=name,
                     epoch=epoch,
                     plan_row=plan_row,
-                    documents=tuple(self._reader.doc_ids(name, plan.piece_document[pieces])),
+                    doc_ids=tuple(self._reader.doc_ids(name, plan.piece_document[pieces])),
                     starts=tuple(plan.piece_start[pieces].tolist()),
                 )
             )

@@ -169,7 +169,7 @@ def cached_plan(folder: Path, num_tokens: np.ndarray, seq_len: int, packing: Pac
     A plan appears whole or not at all, so several processes may ask at once. Where the folder cannot be written the
     plan stays in memory.
     """
-    digest = xxhash.xxh3_128(np.ascontiguousarray(num_tokens, "<i8"))
+    digest = xxhash.xxh3_128(np.ascontiguousarray(num_tokens, "<i8").tobytes())
     settings = [VERSION, seq_len, packing, WINDOW_DOCUMENTS, WINDOW_PAIRS, WINDOW_ROWS, OPEN_BINS]
     digest.update(json.dumps(settings).encode())
     final = folder / digest.hexdigest()

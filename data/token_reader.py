@@ -58,7 +58,7 @@ class TokenReader:
         self.fingerprint: str = self.header["tokenizer"]
         self.index = {name: self._source_index(name, entry) for name, entry in self.header["sources"].items()}
         self._shards = {name: self._open_shards(entry["shards"]) for name, entry in self.header["sources"].items()}
-        self._cache: OrderedDict[tuple[str, int], tuple[np.ndarray, np.ndarray | None]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._cache_bytes, self._cached = cache_bytes, 0
         self._lock = threading.Lock()
 

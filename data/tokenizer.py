@@ -17,14 +17,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import sentencepiece
 import xxhash
-from sentencepiece import sentencepiece_model_pb2
 
 from data.tables import atomic_path, read_documents
-from data.tokenizer_json import JsonTokenizer, fingerprint_of, write_json_folder
+from data.tokenizer_json import JsonTokenizer, fingerprint_of, parse_model, write_json_folder
 
 VERSION = 1
 LIBRARIES = ("sentencepiece",)
@@ -202,8 +201,7 @@ def training_chunks(text: str) -> Iterator[str]:
 
 def finished_model(model: bytes) -> bytes:
     """The trained model as it is saved: pieces hold " " for "▁", text is not rewritten, scores lie on SCORE_GRID."""
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(model)
+    proto = parse_model(model)
     for piece in proto.pieces:
         if piece.type == piece.NORMAL:
             piece.piece = piece.piece.replace(SPACE, " ")
@@ -236,16 +234,15 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
 def _read_ours(path: Path) -> SentencePieceTokenizer | None:
     """The tokenizer when its spaces are plain, None for another SentencePiece model, ValueError when unreadable."""
     model = path.read_bytes()
-    proto = sentencepiece_model_pb2.ModelProto()
     try:
-        proto.ParseFromString(model)
+        proto = parse_model(model)
         return None if proto.normalizer_spec.escape_whitespaces else SentencePieceTokenizer(model)
     except Exception as error:  # protobuf and sentencepiece raise kinds of their own
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{path}: not a readable SentencePiece model ({reason}); copy it again") from error
 
 
-def _trainer_settings(config: TokenizerConfig) -> dict[str, object]:
+def _trainer_settings(config: TokenizerConfig) -> dict[str, Any]:
     return {
         "model_type": config.kind,
         "vocab_size": config.vocab_size,

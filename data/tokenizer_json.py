@@ -103,12 +103,17 @@ def fingerprint_of(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
+def parse_model(model: bytes) -> Any:
+    """A SentencePiece model as a message (sentencepiece_model.proto)."""
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at import
+    proto.ParseFromString(model)
+    return proto
+
+
 def write_json_folder(folder: Path, model: bytes) -> None:
     """Write tokenizer.json and tokenizer_config.json for a SentencePiece model with plain spaces and byte fallback."""
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(model)
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-    special = {i: p.piece for i, p in enumerate(proto.pieces) if p.type in (kinds.CONTROL, kinds.UNKNOWN)}
+    proto = parse_model(model)
+    special = {i: p.piece for i, p in enumerate(proto.pieces) if p.type in (p.CONTROL, p.UNKNOWN)}
     bpe = proto.trainer_spec.model_type == proto.trainer_spec.BPE
     bos = proto.pieces[proto.trainer_spec.bos_id].piece
     content = {

@@ -6,8 +6,8 @@ one record read serves many documents. Records go to SOURCE-NNNNN-of-NNNNN.array
 
     a record        ids, little-endian uint16 or uint32; in a source with loss weights, then a float32 for each id
     index.arrow     Arrow file, one row a document in stream order, sources by name: doc_id, source, num_tokens (with
-                    BOS and EOS), num_bytes (UTF-8 bytes of the text), record, offset (of BOS: record of the
-                    source, place in it). Its metadata say the tokenizer's fingerprint and each shard's records and bytes.
+                    BOS and EOS), num_bytes (UTF-8 bytes of the text), record and offset (the source's record that BOS
+                    is in, and the place there). Its metadata hold the tokenizer's fingerprint and each shard's size.
 
 Reading one record takes 40 microseconds (8,192 uint16 ids, zstd 1, two-core machine); one document a record could not
 be read faster than about 1,300 a second.
@@ -143,7 +143,9 @@ def _write_split(
     np.save(work / f"{split}.order.npy", np.stack([table.column(c).to_numpy() for c in ("run", "start", "num_tokens")]))
     loaded = load_tokenizer(tokenizer)
     dtype = token_dtype(loaded.vocab_size)
-    tasks, entries, counts = [], {}, {}
+    tasks: list[tuple[str, int, int, int, bool]] = []
+    entries: dict[str, dict[str, Any]] = {}
+    counts = {}
     for number, source in enumerate(sorted(set(sources.tolist()))):
         first, last = (int(np.searchsorted(sources, source, side)) for side in ("left", "right"))
         part = table.slice(first, last - first)
