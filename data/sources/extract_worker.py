@@ -18,7 +18,7 @@ from typing import BinaryIO
 from data.sources.extract_methods import extract_page
 
 RESET_PAGES = 200  # pages between clearings of trafilatura's caches, which only grow
-BASELINE_MB = 512  # MB of address space that the interpreter and the libraries take before any page
+BASELINE_MB = 512  # MB of address space taken before any page, where the system does not tell
 
 
 def read_frame(stream: BinaryIO) -> bytes | None:
@@ -38,15 +38,17 @@ def write_frame(stream: BinaryIO, data: bytes) -> None:
 
 def main() -> None:
     """Answer pages until stdin closes."""
-    limit = (int(sys.argv[1]) + BASELINE_MB) << 20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not land among the frames
     requests, pages = sys.stdin.buffer, 0
-    import trafilatura  # loaded before the first page's clock starts
+    import charset_normalizer  # noqa: F401  all are loaded before the first page's clock starts
+    import justext  # noqa: F401
+    import trafilatura
     from trafilatura.meta import reset_caches
 
+    limit = address_space() + (int(sys.argv[1]) << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     write_frame(replies, trafilatura.__version__.encode())
     while (head := read_frame(requests)) is not None:
         request, body = json.loads(head), read_frame(requests) or b""
@@ -60,6 +62,14 @@ def main() -> None:
         pages += 1
         if pages % RESET_PAGES == 0:
             reset_caches()
+
+
+def address_space() -> int:
+    """Bytes of address space that this process has now."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        return BASELINE_MB << 20
 
 
 def root() -> str:

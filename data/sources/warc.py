@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, ClassVar
 
+import zstandard
 from fastwarc.stream_io import BrotliReader, ChunkedReader, GzipReader, ZstdReader
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
@@ -31,89 +32,118 @@ from data.sources.wat import wat_text
 WANTED = WarcRecordType.response | WarcRecordType.conversion | WarcRecordType.metadata | WarcRecordType.revisit
 HTML_TYPES = ("text/html", "application/xhtml+xml", "application/vnd.wap.xhtml+xml")
 GZIP_MAGIC = b"\x1f\x8b\x08"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+PLAIN_MAGIC = b"\r\n\r\nWARC/1."
 MAX_HEADER_BYTES = 1 << 16
 MAX_FAULTS = 1000  # broken spots in one file before the rest is given up
-SWALLOWED = b"\r\n\r\nWARC/1."  # a record header inside a body: the length field was wrong
+SWALLOWED = PLAIN_MAGIC  # a record header inside a block: the length field was wrong
+RESTART = ("truncated_record", "corrupt_record", "wrong_record_length")
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """A spot where the archive does not read. offset: compressed bytes from the start of the file."""
+class Record:
+    """One record, read. offset: bytes from the start of the file, compressed where the file is.
+
+    fault: "" or why `data` is not to be used; `corrupt_record` has no headers where not even those could be read.
+    """
 
     offset: int
-    message: str
+    type: WarcRecordType
+    headers: Mapping[str, str]
+    length: int
+    data: bytes
+    fault: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a record holds. fault: "" or why `data` is not to be used."""
+    """A decoded payload. fault: "" or why it is not to be used."""
 
     data: bytes
     fault: str = ""
 
 
-def iter_records(raw: BinaryIO, types: WarcRecordType = WANTED) -> Iterator[WarcRecord | Fault]:
-    """Records of a WARC file (gzip, zstd, lz4, plain), going on after broken gzip members.
+def iter_records(raw: BinaryIO, limit: int, types: WarcRecordType = WANTED) -> Iterator[Record]:
+    """Records of a WARC file (gzip, zstd, plain) with blocks of at most `limit` bytes, going on after broken spots.
 
-    A record's body must be read before the next record is asked for.
+    A record that does not decode, is short, or runs into its neighbour has a fault, and reading starts again at the
+    next member, frame or record header behind it.
     """
-    position, faults = 0, 0
-    while True:
+    raw.seek(0)
+    kind, position, faults, reported = raw.read(4), 0, 0, -1
+    while faults < MAX_FAULTS:
         raw.seek(position)
-        last = position
+        last, message = position, ""
         try:
             for record in ArchiveIterator(raw, record_types=types, parse_http=False, max_header_len=MAX_HEADER_BYTES):
                 last = record.stream_pos
-                yield record
-            return
+                found = _read_record(record, limit)
+                yield found
+                if found.fault in RESTART:
+                    reported, message = last, found.fault
+                    break
+            if not message:
+                return
         except (OSError, ValueError, EOFError) as error:
             if getattr(error, "errno", None) is not None:
                 raise
-            yield Fault(last, str(error))
+            message = str(error)
+        if reported != last:
+            yield Record(last, WarcRecordType.unknown, {}, 0, b"", "corrupt_record", message)
         faults += 1
-        found = find_member(raw, last + 1)
-        if found is None or faults >= MAX_FAULTS:
+        following = find_next(raw, last + 1, kind)
+        if following is None:
             return
-        position = found
+        position = following
 
 
-def find_member(raw: BinaryIO, start: int) -> int | None:
-    """The next place from `start` on where a gzip member with WARC bytes inside begins; None at the end."""
+def _read_record(record: WarcRecord, limit: int) -> Record:
+    headers = {name.lower(): value for name, value in record.headers.to_tuples()}
+    length, data, fault = record.content_length, b"", ""
+    if length > limit:
+        fault = "record_too_large"
+    elif length:
+        try:
+            data = record.reader.read(length)
+            fault = "truncated_record" if len(data) < length else "wrong_record_length" if SWALLOWED in data else ""
+        except (OSError, ValueError, EOFError):
+            fault = "corrupt_record"
+    return Record(record.stream_pos, record.record_type, headers, length, data, fault)
+
+
+def find_next(raw: BinaryIO, start: int, kind: bytes) -> int | None:
+    """Where the next record begins at or after `start`: a gzip member or zstd frame that opens with WARC, or a header.
+
+    kind: the first four bytes of the file. None at the end.
+    """
+    magic = GZIP_MAGIC if kind.startswith(GZIP_MAGIC) else ZSTD_MAGIC if kind == ZSTD_MAGIC else PLAIN_MAGIC
     raw.seek(start)
     base, buffer = start, b""
     while chunk := raw.read(files.BUFFER):
         buffer += chunk
-        at = buffer.find(GZIP_MAGIC)
+        at = buffer.find(magic)
         while at >= 0:
-            if _starts_record(raw, base + at):
-                return base + at
-            raw.seek(base + len(buffer))
-            at = buffer.find(GZIP_MAGIC, at + 1)
-        keep = len(buffer) - (len(GZIP_MAGIC) - 1)
+            if _starts_record(raw, base + at, magic):
+                return base + at + (4 if magic is PLAIN_MAGIC else 0)
+            at = buffer.find(magic, at + 1)
+        raw.seek(base + len(buffer))
+        keep = max(len(buffer) - (len(magic) - 1), 0)
         base, buffer = base + keep, buffer[keep:]
     return None
 
 
-def _starts_record(raw: BinaryIO, position: int) -> bool:
+def _starts_record(raw: BinaryIO, position: int, magic: bytes) -> bool:
+    if magic is PLAIN_MAGIC:
+        return True
     raw.seek(position)
+    head = raw.read(1 << 16 if magic is ZSTD_MAGIC else 4096)
     try:
-        return zlib.decompressobj(31).decompress(raw.read(4096), 16).startswith(b"WARC/")
-    except zlib.error:
+        if magic is GZIP_MAGIC:
+            return zlib.decompressobj(31).decompress(head, 16).startswith(b"WARC/")
+        return zstandard.ZstdDecompressor().stream_reader(head).read(16).startswith(b"WARC/")
+    except (zlib.error, zstandard.ZstdError):
         return False
-
-
-def read_body(record: WarcRecord, limit: int) -> Body:
-    """A record's block, at most `limit` bytes; too large, short, or swallowing its neighbours gives a fault."""
-    if record.content_length > limit:
-        return Body(b"", "record_too_large")
-    length = record.content_length
-    try:
-        data = record.reader.read(length) if length else b""
-    except (OSError, ValueError, EOFError):
-        return Body(b"", "corrupt_record")
-    if len(data) < length:
-        return Body(data, "truncated_record")
-    return Body(data, "wrong_record_length" if SWALLOWED in data else "")
 
 
 def split_http(block: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -209,43 +239,38 @@ class WarcSource(FileSource):
 
     def pages(self, raw: BinaryIO, blocked: Any) -> Iterator[tuple[tuple[int, dict[str, Any]], Page | Extracted]]:
         """((offset, meta), page to extract or finished text or reason) of every record that holds a page."""
-        for record in iter_records(raw):
-            if isinstance(record, Fault):
-                yield (record.offset, {}), Extracted("", {"value": record.message}, "corrupt_record")
-                continue
-            headers = record.headers
-            url = (headers.get("WARC-Target-URI") or "").strip("<>")
-            meta = {
+        for record in iter_records(raw, self.limits.max_record_bytes):
+            url = record.headers.get("warc-target-uri", "").strip("<>")
+            meta: dict[str, Any] = {
                 "url": url,
-                "offset": record.stream_pos,
-                "record_id": headers.get("WARC-Record-ID"),
-                "crawl_date": headers.get("WARC-Date"),
-                "truncated_by_crawler": headers.get("WARC-Truncated"),
+                "offset": record.offset,
+                "record_id": record.headers.get("warc-record-id"),
+                "crawl_date": record.headers.get("warc-date"),
+                "truncated_by_crawler": record.headers.get("warc-truncated"),
                 "group": blocked.host(url),
             }
             page = self._page(record, url, meta, blocked)
             if page is not None:
-                yield (record.stream_pos, meta), page
+                yield (record.offset, meta), page
 
-    def _page(self, record: WarcRecord, url: str, meta: dict[str, Any], blocked: Any) -> Page | Extracted | None:
+    def _page(self, record: Record, url: str, meta: dict[str, Any], blocked: Any) -> Page | Extracted | None:
         """A page to extract, a finished text, a reason, or None for records that hold no page."""
-        if record.record_type == WarcRecordType.revisit:
+        if record.type == WarcRecordType.metadata and "json" not in record.headers.get("content-type", ""):
+            return None
+        if record.fault:
+            return Extracted("", {"value": record.message or record.length}, record.fault)
+        if record.type == WarcRecordType.revisit:
             return Extracted("", {}, "revisit")
         if (rule := blocked.match(url)) is not None:
             return Extracted("", {"value": rule}, "url_blocked")
-        if record.record_type == WarcRecordType.metadata and "json" not in (record.headers.get("Content-Type") or ""):
-            return None
-        body = read_body(record, self.limits.max_record_bytes)
-        if body.fault:
-            return Extracted("", {"value": record.content_length}, body.fault)
-        if record.record_type == WarcRecordType.conversion:
-            meta["language_hint"] = record.headers.get("WARC-Identified-Content-Language")
-            return _text(body.data, "")
-        if record.record_type == WarcRecordType.metadata:
-            text, more = wat_text(body.data)
+        if record.type == WarcRecordType.conversion:
+            meta["language_hint"] = record.headers.get("warc-identified-content-language")
+            return _text(record.data, "")
+        if record.type == WarcRecordType.metadata:
+            text, more = wat_text(record.data)
             meta.update(more)
             return Extracted(text, {}, "" if text else "no_main_text")
-        return self._response(body.data, url, meta)
+        return self._response(record.data, url, meta)
 
     def _response(self, block: bytes, url: str, meta: dict[str, Any]) -> Page | Extracted:
         status, headers, payload = split_http(block)
