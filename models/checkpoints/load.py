@@ -1,0 +1,105 @@
+"""One call from a location to a model on the mesh: Hugging Face folder, GGUF file, `hf:org/name`, `package:name/file`.
+
+    loaded = load_checkpoint("hf:HuggingFaceTB/SmolLM2-135M-Instruct")
+    loaded.model(...), loaded.tokenizer.encode_prompt("The capital of France is")
+
+No torch, no pickles, no remote code. A Sluice run is loaded by models.checkpoints.run, through the same call.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from models.checkpoints.families import read_config
+from models.checkpoints.gguf_config import gguf_config, gguf_table
+from models.checkpoints.gguf_file import GgufFile
+from models.checkpoints.gguf_tokenizer import gguf_tokenizer
+from models.checkpoints.location import Location, read_hf_config, resolve
+from models.checkpoints.names import HF_TABLES
+from models.checkpoints.run import load_run, read_run_config, run_tokenizer
+from models.checkpoints.tensors import SafetensorsFolder
+from models.checkpoints.tokenizer import TextTokenizer, load_tokenizer_folder
+from models.checkpoints.weights import load_weights
+from models.config import ModelConfig
+from models.transformer import CausalLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedCheckpoint:
+    """A model, and what came with it."""
+
+    model: CausalLM
+    tokenizer: TextTokenizer | None
+    location: Location
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's config, with the dtypes that were chosen."""
+        return self.model.config
+
+
+def load_checkpoint(
+    location: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    param_dtype: str | None = None,
+) -> LoadedCheckpoint:
+    """The model and tokenizer at a location, the weights placed on `mesh` by the sharding rules (None: one device).
+
+    dtype: compute dtype; None: bfloat16, but float32 on a CPU, where bfloat16 is emulated and slower.
+    param_dtype: dtype of the weights; None keeps what the checkpoint stores.
+    Errors: ValueError, one line, where the checkpoint is not whole, not known, or not safe.
+    """
+    where = resolve(location)
+    config = checkpoint_config(where)
+    platform = (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
+    config = dataclasses.replace(config, dtype=dtype or ("float32" if platform == "cpu" else "bfloat16"))
+    model = _load_model(where, config, mesh, param_dtype)
+    return LoadedCheckpoint(model=model, tokenizer=load_tokenizer(where), location=where)
+
+
+def checkpoint_config(where: Location) -> ModelConfig:
+    """The model config that a checkpoint describes; reads no weights."""
+    if where.kind == "gguf":
+        return gguf_config(GgufFile(where.path))
+    if where.kind == "run":
+        return read_run_config(where.path)
+    return read_config(read_hf_config(where.path), str(where.path))
+
+
+def load_tokenizer(where: Location) -> TextTokenizer | None:
+    """The tokenizer that belongs to a checkpoint; None where a folder has none."""
+    if where.kind == "gguf":
+        return gguf_tokenizer(GgufFile(where.path))
+    if where.kind == "run":
+        return run_tokenizer(where.path)
+    return load_tokenizer_folder(where.path) if (where.path / "tokenizer.json").exists() else None
+
+
+def _load_model(where: Location, config: ModelConfig, mesh: Mesh | None, param_dtype: str | None) -> CausalLM:
+    if where.kind == "run":
+        return load_run(where.path, config, mesh=mesh, param_dtype=param_dtype)
+    options: dict[str, Any] = {"origin": str(where.path), "mesh": mesh, "param_dtype": param_dtype}
+    if where.kind == "gguf":
+        file = GgufFile(where.path)
+        model = load_weights(file, gguf_table(file.architecture), config, **options)
+    else:
+        table = HF_TABLES[read_hf_config(where.path)["model_type"]]
+        model = load_weights(SafetensorsFolder(where.path), table, config, **options)
+    return with_stored_dtype(model)
+
+
+def with_stored_dtype(model: CausalLM) -> CausalLM:
+    """The model with `config.param_dtype` naming what its weights are: bfloat16 if all are, else float32."""
+    dtypes = {np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(nnx.state(model))}
+    stored = "bfloat16" if dtypes == {"bfloat16"} else "float32"
+    if model.config.param_dtype != stored:
+        model.config = dataclasses.replace(model.config, param_dtype=stored)
+    return model
