@@ -44,19 +44,21 @@ def run_step(step: Step, dataset: Path, engine: Engine, log: TextIO) -> dict[str
     folder = dataset / step.folder
     partial = folder.with_name(folder.name + PARTIAL)
     if folder.is_dir():
-        record = read_record(folder)
-        damage = damaged_file(folder, record)
+        damage = _damage(folder)
         if damage is None:
             say(log, f"{step.name:<20} done before, {step.key}")
-            return record
+            return read_record(folder)
         say(log, f"{step.name}: {damage}; done again")
         shutil.rmtree(folder)
     started = time.monotonic()
     partial.mkdir(parents=True, exist_ok=True)
     _remove_temporary(partial)
     record = step.run(partial, engine)
-    for name in ("scratch", "done"):
-        shutil.rmtree(partial / name, ignore_errors=True)
+    # Each goes at once, by a rename, and the notes of what is done before what they stand on: whatever a kill here
+    # leaves, the step runs well again.
+    for name in ("done", "scratch"):
+        if (partial / name).is_dir():
+            (partial / name).rename(partial / (name + TEMPORARY_SUFFIX))
     _remove_temporary(partial)
     record = {"name": step.name, "key": step.key, "folder": step.folder, **record}
     files = list_sizes(partial, ["."])
@@ -122,9 +124,20 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a stage's folder that has its final name; None if nothing."""
+    try:
+        return damaged_file(folder, read_record(folder))
+    except ValueError:
+        return f"{STAGE_FILE} is missing or unreadable"
+
+
 def _remove_temporary(folder: Path) -> None:
-    for path in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
-        path.unlink(missing_ok=True)
+    for path in sorted(folder.rglob(f"*{TEMPORARY_SUFFIX}")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def say(log: TextIO, line: str) -> None:

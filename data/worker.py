@@ -34,7 +34,7 @@ def main(descriptor: int, parent: int) -> None:
     while True:
         try:
             function_bytes, index, shard_bytes = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         try:
             if function_bytes is not None:
@@ -45,7 +45,7 @@ def main(descriptor: int, parent: int) -> None:
             result, trouble = None, failure(error)
         try:
             connection.send((index, result, trouble))
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             return
 
 

@@ -155,7 +155,7 @@ class PythonProse(PythonPackages):
     def _extract(self, record: str, text: str, tree: ast.Module, meta: Mapping[str, Any]) -> Iterator[Any]:
         found = _topics(tree) if record == f"{STANDARD_LIBRARY}/{TOPICS_FILE}" else _docstrings(tree)
         for line, title, prose in found:
-            details = {**meta, "line": line, "title": title, "language": "en"}
+            details = {**meta, "line": line, "title": title or meta["module"], "language": "en"}
             yield make_document(self.name, f"{record}:{line}", prose, details)
 
 
