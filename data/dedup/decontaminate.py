@@ -59,7 +59,7 @@ class Decontaminate:
     action: Literal["drop", "cut"] = "drop"
     min_words_left: int = 50
     evaluation: tuple[EvaluationSet, ...] = ()
-    alarms: Alarms = field(default_factory=Alarms)
+    alarms: Alarms = field(default_factory=Alarms, metadata=NOT_IN_KEY)
     memory_bytes: int = field(default=1 << 30, metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ class ExactDedup:
 
     normalise: Literal["none", "whitespace", "case"] = "whitespace"
     policy: SurvivorPolicy = field(default_factory=SurvivorPolicy)
-    alarms: Alarms = field(default_factory=Alarms)
+    alarms: Alarms = field(default_factory=Alarms, metadata=NOT_IN_KEY)
     memory_bytes: int = field(default=1 << 30, metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class ExactDedup:
         shards = [(str(path), str(work / "scan" / f"{number:05d}")) for number, path in enumerate(inputs)]
         counts = engine.map_shards(partial(_scan, self), shards, label=f"{self.name}: hash", documents=int)
         rows = Rows.of([Path(folder) for _, folder in shards], counts)
-        check_ids(rows, self.memory_bytes, engine, self.name)
+        check_ids(rows, rows.folders, self.memory_bytes, engine, self.name)
         runs = [Path(folder) / "texts" for _, folder in shards]
         ranges = plan_ranges(runs, rows.starts[:-1], self.memory_bytes)
         tasks = [(str(work / "verdicts" / f"{n:05d}"), piece) for n, piece in enumerate(ranges)]
@@ -77,7 +77,7 @@ class ExactDedup:
             unusable="empty_text",
             threshold=1.0,
         )
-        sizes: Counter[str] = Counter()
+        sizes: Counter[int] = Counter()
         for part in found:
             sizes.update(part)
         sources = removal.sources()
@@ -120,12 +120,12 @@ def _scan(stage: ExactDedup, shard: tuple[str, str]) -> int:
     return mark_whole(folder, count)
 
 
-def _decide(stage: ExactDedup, rows: Rows, task: tuple[str, Range]) -> dict[str, int]:
+def _decide(stage: ExactDedup, rows: Rows, task: tuple[str, Range]) -> dict[int, int]:
     """Verdicts of one range of hashes; how many clusters have which size."""
     folder, piece = task
     removed: list[int] = []
     partners: list[int] = []
-    sizes: Counter[str] = Counter()
+    sizes: Counter[int] = Counter()
     for group in split_groups(*groups(piece)):
         second = np.empty(len(group), np.uint64)
         for shard, where, local in rows.shards_of(group):
@@ -137,19 +137,21 @@ def _decide(stage: ExactDedup, rows: Rows, task: tuple[str, Range]) -> dict[str,
                 stage.alarms.check_cluster(stage.name, len(same) - 1, rows.ids(ordered[:1])[0])
                 removed += ordered[1:].tolist()
                 partners += [int(ordered[0])] * (len(same) - 1)
-                sizes[str(len(same))] += 1
+                sizes[len(same)] += 1
     save_verdicts(Path(folder), np.array(removed, np.int64), np.array(partners, np.int64), np.ones(len(removed)))
     return dict(sizes)
 
 
-def check_ids(rows: Rows, memory_bytes: int, engine: Engine, step: str) -> None:
-    """Raise ValueError when a document id occurs twice: evidence that names an id must mean one document."""
-    runs = [folder / "ids" for folder in rows.folders]
-    ranges = plan_ranges(runs, rows.starts[:-1], memory_bytes)
+def check_ids(rows: Rows, runs: Sequence[Path], memory_bytes: int, engine: Engine, step: str) -> None:
+    """Raise ValueError when a document id occurs twice: evidence that names an id must mean one document.
+
+    runs: for each folder of `rows` the folder that holds ids/, the run of hashed ids.
+    """
+    ranges = plan_ranges([run / "ids" for run in runs], rows.starts[:-1], memory_bytes)
     for found in engine.map_shards(partial(_repeated_id, rows), ranges, label=f"{step}: ids"):
         if found is not None:
             raise ValueError(
-                f"{step}: document id {found!r} occurs more than once in the inputs; ids must be unique: give the "
+                f"{step}: document id {found!r} occurs more than once; ids must be unique: give the "
                 "sources different names or let the reader put the place of a record into its id"
             )
 

@@ -168,10 +168,10 @@ def _drops(removal: Removal, number: int) -> dict[int, Drop]:
     return drops
 
 
-def cluster_report(sizes: Mapping[str, int]) -> dict[str, Any]:
+def cluster_report(sizes: Mapping[int, int]) -> dict[str, Any]:
     """A size histogram for the report: {"2": n, "3": n, "4-7": n, ...}, a kept document counted in its cluster."""
     bins: dict[str, int] = {}
-    for size, count in sorted((int(size), count) for size, count in sizes.items()):
+    for size, count in sorted(sizes.items()):
         low = 1 << (size.bit_length() - 1)
         label = str(size) if size < 4 else f"{low}-{2 * low - 1}"
         bins[label] = bins.get(label, 0) + count
