@@ -67,5 +67,5 @@ def get_config() -> Config:
         schedule=WarmupCosine(warmup_steps=2000),
         train=TrainConfig(num_steps=240_000, vocab_chunk=16_032, z_loss=1e-4, log_every=10),
         checkpoint=CheckpointConfig(every_steps=1000, keep=3),
-        evaluation=EvaluationConfig(every_steps=5000, max_batches=64),
+        evaluation=EvaluationConfig(every_steps=5000, max_bytes=16 << 20),
     )

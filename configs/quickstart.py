@@ -84,7 +84,7 @@ def get_config() -> Config:
         checkpoint=CheckpointConfig(every_steps=250, keep=2),
         evaluation=EvaluationConfig(
             every_steps=500,
-            max_batches=16,
+            max_bytes=65_536,
             prompts=("Return the ", "def ", "import numpy"),
             sample_tokens=96,
         ),

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from orbax.checkpoint import v1 as ocp
 
 from train.state import TrainState
@@ -48,14 +47,15 @@ class Checkpoints:
         """Step of the newest whole checkpoint."""
         return self._orbax.latest.step if self._orbax.latest else None
 
-    def save(self, step: int, state: TrainState, *, data: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: TrainState, identity: Mapping[str, Any]) -> None:
         """Starts to write the checkpoint of `step`; returns when the device's arrays are copied.
 
-        data: where the data stream stands. meta: JSON values that `restore` compares.
+        step: also the position in the data, because batch number n makes step n + 1. identity: JSON values that must
+        be the same when the run goes on (`check`).
         Errors: OSError where this or the save before it could not be written.
         """
         self.wait()
-        items = _items(state) | {"data": dict(data), "meta": dict(meta)}
+        items = _items(state) | {"data": {"position": step}, "meta": {"step": step, "identity": dict(identity)}}
         try:
             self._pending = (step, self._orbax.save_checkpointables_async(step, items, force=True))
         except Exception as error:
@@ -72,29 +72,35 @@ class Checkpoints:
         except Exception as error:
             raise _unwritten(step, self.folder, error) from error
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """The JSON item `meta` of a checkpoint."""
-        return self._orbax.load_checkpointables(step, {"meta": None})["meta"]
+    def check(self, step: int, identity: Mapping[str, Any]) -> None:
+        """Refuses, with a ValueError that names what differs, a checkpoint of another model, optimizer or dataset."""
+        where = self.folder / str(step)
+        try:
+            items = self._orbax.load_checkpointables(step, {"meta": None, "data": None})
+            before, now = _flat(items["meta"]["identity"]), _flat(identity)
+            position = items["data"]["position"]
+        except Exception as error:
+            raise _unreadable(where, error) from error
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                raise ValueError(
+                    f"checkpoint {where} is of another run: it has {name}={before.get(name)!r}, this config has "
+                    f"{now.get(name)!r}; set it back, or give this run a run_dir of its own"
+                )
+        if position != step:
+            raise ValueError(
+                f"checkpoint {where} stands at data position {position}, expected {step}: remove the folder"
+            )
 
-    def restore(
-        self, step: int, abstract: TrainState, *, data: Mapping[str, Any], meta: Mapping[str, Any]
-    ) -> TrainState:
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state of a checkpoint, each leaf placed as `abstract` says; the mesh may differ from the one that saved.
 
-        Errors: ValueError naming what differs, where the checkpoint is of another model, optimizer or data.
+        Errors: ValueError where the files cannot be read.
         """
-        where = self.folder / str(step)
-        saved = self._orbax.load_checkpointables(step, {"meta": None, "data": None})
-        _refuse_other(where, saved["meta"], meta)
-        _refuse_other(where, saved["data"], data)
-        items = _items(abstract)
         try:
-            loaded = self._orbax.load_checkpointables(step, items)
+            loaded = self._orbax.load_checkpointables(step, _items(abstract))
         except Exception as error:
-            reason = str(error).split("\n")[0][:200]
-            raise ValueError(
-                f"checkpoint {where} could not be read ({reason}): remove this folder to resume from the one before it"
-            ) from error
+            raise _unreadable(self.folder / str(step), error) from error
         return TrainState(params=loaded["params"], ema=loaded.get("ema"), **loaded["opt"])
 
     def close(self) -> None:
@@ -118,17 +124,6 @@ def _items(state: TrainState) -> dict[str, Any]:
     return items if state.ema is None else items | {"ema": state.ema}
 
 
-def _refuse_other(where: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """ValueError where a value that both have differs: both the saved and the given one are named."""
-    before, now = _flat(saved), _flat(given)
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name) and name.split(".")[0] in saved:
-            raise ValueError(
-                f"checkpoint {where} is of another run: it was written with {name}={before.get(name)!r}, this run has "
-                f"{now.get(name)!r}; set it back, or give this run a run_dir of its own"
-            )
-
-
 def _flat(value: Any, at: str = "") -> dict[str, Any]:
     """JSON values by dotted name."""
     if isinstance(value, Mapping):
@@ -146,6 +141,8 @@ def _unwritten(step: int, folder: Path, error: Exception) -> OSError:
     )
 
 
-def abstract_leaves(state: TrainState) -> TrainState:
-    """Shape, dtype and sharding of every leaf of a live state."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+def _unreadable(where: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return ValueError(
+        f"checkpoint {where} could not be read ({reason}): remove this folder to resume from the one before"
+    )

@@ -1,19 +1,182 @@
-"""Held-out bits per byte for each source, and samples."""
+"""Held-out bits per byte for each source, what compressors need for the same documents, and samples."""
 
+import gzip
+import lzma
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from data.build import document_shards
+from data.heldout_loader import HeldOutRows, open_heldout
+from data.loader import LoaderConfig
+from data.tables import read_documents
+from data.tokenizer import Tokenizer
+from models.decode import DecodeConfig, generate
+from models.sampling import SamplingConfig
+from models.sharding import batch_sharding
+from train.loss import token_losses
+from train.state import Params, merge
+from train.step import Batch
+
+ALL = "all"  # the name under which all sources together are reported
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """When and how a run looks at its model.
 
-    every_steps: steps between held-out evaluations; the end always has a whole one. max_batches: held-out batches of an
-    evaluation during training, None for all. prompts: what the samples continue; sample_tokens: tokens drawn for each;
-    temperature: of the draws, 0 for the likeliest token.
+    every_steps: steps between held-out evaluations; one at the end there is always. max_bytes: about so many bytes of
+    held-out text a source in an evaluation during training, max_final_bytes in the one at the end; None for all.
+    prompts: what the samples continue; sample_tokens: tokens drawn for each; temperature: of the draws, 0 for the
+    likeliest token.
     """
 
     every_steps: int = 500
-    max_batches: int | None = None
+    max_bytes: int | None = None
+    max_final_bytes: int | None = None
     prompts: tuple[str, ...] = ("",)
     sample_tokens: int = 64
     temperature: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1 or (self.max_bytes is not None and self.max_bytes < 1):
+            raise ValueError(
+                f"evaluation.every_steps={self.every_steps} and max_bytes={self.max_bytes} must be at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class Score:
+    """Nats of all tokens of documents whose cleaned texts have `num_bytes` UTF-8 bytes."""
+
+    nats: float
+    num_bytes: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Every token counts, the first after BOS and EOS too; NaN where there is no text."""
+        return self.nats / math.log(2) / self.num_bytes if self.num_bytes else math.nan
+
+
+def make_nats(
+    graphdef: nnx.GraphDef, mesh: Mesh, *, vocab_chunk: int | None = None
+) -> Callable[[Params, Batch], Float[Array, ""]]:
+    """A jitted function: the nats of all targets of a batch, whatever their loss weight; the sum on every process."""
+
+    def nats(params: Params, batch: Batch) -> Array:
+        model = merge(graphdef, params)
+        hidden_BTD = model(batch["inputs"], batch["segment_ids"], batch["positions"])
+        softcap = model.config.embedding.logit_softcap
+        nll_BT, _ = token_losses(
+            hidden_BTD, model.output_kernel(), batch["targets"], vocab_chunk=vocab_chunk, softcap=softcap
+        )
+        return jnp.sum(jnp.where(batch["segment_ids"] > 0, nll_BT, 0.0))
+
+    return jax.jit(nats, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def open_heldout_rows(dataset: Path, config: LoaderConfig, max_bytes: int | None = None) -> dict[str, HeldOutRows]:
+    """The held-out documents by source: each alone from BOS, packed with segment ids, a longer one in windows."""
+    return open_heldout(
+        dataset, config, max_bytes=max_bytes, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+
+
+def heldout_scores(
+    nats: Callable[[Params, Batch], Array], params: Params, rows: Mapping[str, HeldOutRows], mesh: Mesh
+) -> dict[str, Score]:
+    """The score of every source, and of all of them together where there are several."""
+    sharding, scores = batch_sharding(mesh), {}
+    for source, part in rows.items():
+        sums = [
+            nats(params, {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()})
+            for batch in part.batches()
+        ]
+        scores[source] = Score(math.fsum(np.asarray(jax.device_get(sums), np.float64).tolist()), part.num_bytes)
+    if len(scores) > 1:
+        parts = list(scores.values())
+        scores[ALL] = Score(math.fsum(part.nats for part in parts), sum(part.num_bytes for part in parts))
+    return scores
+
+
+def compressed_scores(dataset: Path, rows: Mapping[str, HeldOutRows]) -> dict[str, dict[str, float]]:
+    """Bits per byte of gzip -9 and xz -9 on the same documents, by name of the measure and by source.
+
+    `gzip`, `xz`: each document compressed alone, as the model reads each alone; `gzip_stream`, `xz_stream`: all of them
+    in one stream, in the order of the dataset. ALL has the sources together.
+    """
+    texts = _heldout_texts(dataset, rows)
+    if len(texts) > 1:
+        texts[ALL] = [text for source in rows for text in texts[source]]
+    measures: dict[str, Callable[[Sequence[bytes]], int]] = {
+        "gzip": lambda parts: sum(len(gzip.compress(part, 9, mtime=0)) for part in parts),
+        "xz": lambda parts: sum(_xz_size(part) for part in parts),
+        "gzip_stream": lambda parts: len(gzip.compress(b"".join(parts), 9, mtime=0)),
+        "xz_stream": lambda parts: _xz_size(b"".join(parts)),
+    }
+    alone = {name: {source: measures[name](texts[source]) for source in rows} for name in ("gzip", "xz")}
+    stream = {name: {source: measures[name](parts) for source, parts in texts.items()} for name in list(measures)[2:]}
+    for sizes in alone.values():
+        if ALL in texts:
+            sizes[ALL] = sum(sizes.values())
+    num_bytes = {source: sum(map(len, parts)) for source, parts in texts.items()}
+    return {
+        name: {source: 8 * size / num_bytes[source] for source, size in sizes.items() if num_bytes[source]}
+        for name, sizes in (alone | stream).items()
+    }
+
+
+def _heldout_texts(dataset: Path, rows: Mapping[str, HeldOutRows]) -> dict[str, list[bytes]]:
+    """UTF-8 texts of exactly the documents that the rows hold."""
+    wanted = {
+        (source, doc_id)
+        for source, part in rows.items()
+        for doc_id in part.reader.doc_ids(source, np.arange(part.num_documents))
+    }
+    texts: dict[str, list[bytes]] = {source: [] for source in rows}
+    for shard in document_shards(dataset):
+        for document in read_documents(shard):
+            if (document.source, document.id) in wanted:
+                texts[document.source].append(document.text.encode())
+    for source, part in rows.items():
+        found = sum(map(len, texts[source]))
+        if found != part.num_bytes:
+            raise ValueError(
+                f"{dataset}: held-out {source} has {found:,} bytes in documents/ but {part.num_bytes:,} in tokens/; "
+                "build the dataset again"
+            )
+    return texts
+
+
+def _xz_size(data: bytes) -> int:
+    """Bytes of `xz -9`. The dictionary is no larger than the data needs: a 64 MiB one is slow to set up each time."""
+    largest = 64 << 20  # bytes, the dictionary of preset 9
+    dictionary = min(largest, 1 << max(12, (len(data) - 1).bit_length()))
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": dictionary}]
+    return len(lzma.compress(data, format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC64, filters=filters))
+
+
+def draw_samples(
+    graphdef: nnx.GraphDef, params: Params, tokenizer: Tokenizer, config: EvaluationConfig, *, seed: int
+) -> str:
+    """Continuations of the prompts, as text for people. The same weights, prompts and seed give the same text."""
+    prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
+    settings = DecodeConfig(
+        max_new_tokens=config.sample_tokens,
+        stop_ids=(tokenizer.eos_id,),
+        sampling=SamplingConfig(temperature=config.temperature, seed=seed),
+    )
+    parts = []
+    for prompt, ids, drawn in zip(config.prompts, prompts, generate(merge(graphdef, params), prompts, settings)):
+        text = tokenizer.decode([*ids[1:], *drawn.ids])
+        end = " [end of document]" if drawn.reason == "stop" else ""
+        parts.append(f"--- prompt {prompt!r}, temperature {config.temperature}\n{text}{end}\n")
+    return "\n".join(parts)

@@ -6,6 +6,7 @@ values written with all their digits, so that two runs can be compared bit by bi
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from models.config import ModelConfig
+from train.step import TrainConfig
 
 # Peak of dense bfloat16 matrix products in FLOP/s of one chip, by a part of jax's device_kind. Sources: NVIDIA's data
 # sheets of H100 SXM, H200 SXM and A100 SXM; cloud.google.com/tpu/docs, one page a version (v7x: Ironwood).
@@ -60,30 +62,35 @@ def flop_per_token(config: ModelConfig, num_params: int, seq_len: int) -> FlopPe
 
 
 class MetricsWriter:
-    """Appends to RUN/metrics.jsonl, and to TensorBoard and Weights & Biases where asked for.
+    """Appends to RUN/metrics.jsonl, one line a step, and to TensorBoard and Weights & Biases where asked for.
 
     resume_step: lines after this step are taken off first, because the resumed run writes them again.
+    config: JSON values that Weights & Biases shows.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        *,
-        resume_step: int,
-        tensorboard: bool = True,
-        wandb_project: str | None = None,
-        config: Mapping[str, Any] | None = None,
-    ):
+    def __init__(self, run_dir: Path, options: TrainConfig, *, resume_step: int, config: Mapping[str, Any]):
         self.path = run_dir / "metrics.jsonl"
-        _keep_until(self.path, resume_step)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._tensorboard = _open_tensorboard(run_dir / "tensorboard", resume_step) if tensorboard else None
-        self._wandb = _open_wandb(wandb_project, run_dir, config) if wandb_project else None
+        self._open: dict[str, Any] | None = _keep_until(self.path, resume_step)
+        self._file = self.path.open("r+b")
+        self._place = self._file.seek(0, 2)  # where the open line goes
+        if self._open is not None:
+            self._place -= len(_encoded(self._open))
+        self._tensorboard = _open_tensorboard(run_dir / "tensorboard", resume_step) if options.tensorboard else None
+        self._wandb = _open_wandb(options.wandb_project, run_dir, config) if options.wandb_project else None
 
-    def write(self, step: int, values: Mapping[str, float | int | list]) -> None:
-        """One line: {"step": step, name: value, ...}. A float that is not finite becomes a string ("nan")."""
-        line = {"step": step} | {name: _json_value(value) for name, value in values.items()}
-        self._file.write(json.dumps(line) + "\n")
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """{"step": step, name: value, ...}; more values of the last written step join its line.
+
+        A float that is not finite is written as a string ("nan"), because JSON has none.
+        """
+        named = {name: _json_value(value) for name, value in values.items()}
+        if self._open is not None and self._open["step"] == step:
+            self._open |= named
+        else:
+            self._place = self._file.seek(0, 2)
+            self._open = {"step": step} | named
+        self._file.seek(self._place)
+        self._file.write(_encoded(self._open))  # longer than what it replaces, and in one piece
         self._file.flush()
         scalars = {name: value for name, value in values.items() if isinstance(value, int | float)}
         if self._tensorboard is not None:
@@ -91,6 +98,12 @@ class MetricsWriter:
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(scalars, step=step)
+
+    def flush(self) -> None:
+        """Everything that was written is on disk when this returns."""
+        os.fsync(self._file.fileno())
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -139,15 +152,18 @@ class ProgressLine:
             self._bar.close()
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Takes off the lines after `step`, and a last line that a kill cut short; the file is replaced at once."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+def _keep_until(path: Path, step: int) -> dict[str, Any] | None:
+    """Takes off the lines after `step` and a last one that a kill cut short, all at once; returns the last one kept."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in (json.loads(line) for line in lines if line.endswith("\n")) if line["step"] <= step]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_bytes(b"".join(map(_encoded, kept)))
     temporary.replace(path)
+    return kept[-1] if kept else None
+
+
+def _encoded(line: Mapping[str, Any]) -> bytes:
+    return (json.dumps(line) + "\n").encode()
 
 
 def _json_value(value: Any) -> Any:

@@ -1,0 +1,263 @@
+"""The training loop, from top to bottom. Copy this file and change it: the step and its parts are functions to call.
+
+To train on another objective, write one with the signature of `next_token_objective` (train/loss.py) and hand it to
+`make_train_step` below; everything else stays. A run that is stopped in any way goes on when it is started again.
+"""
+
+import functools
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from data.loader import open_loader
+from data.manifest import read_manifest
+from data.tokenizer import load_tokenizer
+from models.sharding import batch_sharding, check_mesh, make_mesh
+from train.checkpoint import Checkpoints
+from train.config import Config, to_json
+from train.evaluate import compressed_scores, draw_samples, heldout_scores, make_nats, open_heldout_rows
+from train.loss import next_token_objective
+from train.metrics import MetricsWriter, ProgressLine, flop_per_token, peak_flop_per_s
+from train.optimizer import make_optimizer, make_schedule, peak_rates
+from train.report import final_line, final_values, prepare_run_folder, start_card, summary, write_report
+from train.state import abstract_state, create_state, describe_model, make_params, new_state, shardings_of
+from train.step import make_train_step
+
+STOPPED = 75  # exit code of a run that was asked to stop and saved: start it again (EX_TEMPFAIL of sysexits.h)
+
+
+def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = None) -> int:
+    """Trains to the last step, or goes on from the newest checkpoint; returns 0, or 75 where it was asked to stop.
+
+    dataset: a folder that `data.build` made. profile: first and last step of a jax.profiler trace, in RUN/profile.
+    Errors: ValueError and OSError with one line for people.
+    """
+    stop = StopRequest()
+    options, run_dir, last_step = config.train, Path(config.run_dir), config.train.num_steps
+
+    # ---- mesh and data -----------------------------------------------------------------------------------------------
+    mesh = make_mesh(config.mesh)
+    check_mesh(config.model, mesh, config.loader.global_batch_size // options.grad_accum_steps)
+    jax.set_mesh(mesh)
+    tokenizer = load_tokenizer(dataset / "tokenizer")
+    check_sizes(config, tokenizer.vocab_size)
+    loader = open_loader(
+        dataset,
+        config.loader,
+        tokenizer=tokenizer,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    # ---- model, optimizer, step --------------------------------------------------------------------------------------
+    graphdef, axes, placements = describe_model(config.model, mesh)
+    tx = make_optimizer(config.optimizer, axes)
+    schedule = make_schedule(config.schedule, last_step)
+    with_ema = options.ema_decay is not None
+
+    def create():
+        return new_state(make_params(config.model, options.seed), tx, with_ema=with_ema)
+
+    abstract = abstract_state(create, placements, mesh)  # shapes and shardings, no arrays yet
+    objective = functools.partial(next_token_objective, z_loss=options.z_loss, vocab_chunk=options.vocab_chunk)
+    train_step = make_train_step(
+        objective,
+        graphdef,
+        tx,
+        schedule,
+        options,
+        shardings=shardings_of(abstract),
+        batch_sharding=batch_sharding(mesh),
+    )
+    nats = make_nats(graphdef, mesh, vocab_chunk=options.vocab_chunk)
+
+    # ---- a new run, or the same one going on -------------------------------------------------------------------------
+    checkpoints = Checkpoints(run_dir, config.checkpoint)
+    first_step = checkpoints.latest or 0
+    identity = {  # what must not change within a run
+        "model": {k: v for k, v in to_json(config.model).items() if k not in ("dtype", "execution")},
+        "optimizer": type(config.optimizer).__name__,
+        "ema": with_ema,
+        "dataset": read_manifest(dataset)["key"],
+        "tokenizer": tokenizer.fingerprint,
+        "loader": {k: v for k, v in to_json(config.loader).items() if k not in ("prefetch", "cache_bytes", "skip")},
+    }
+    if first_step:
+        checkpoints.check(first_step, identity)
+        if (values := final_line(run_dir, last_step)) and first_step == last_step:
+            print(summary(run_dir, values))
+            return 0
+    state = checkpoints.restore(first_step, abstract) if first_step else create_state(create, abstract)
+    prepare_run_folder(run_dir, config, dataset)
+
+    flop = flop_per_token(config.model, sum(leaf.size for leaf in jax.tree.leaves(state.params)), config.loader.seq_len)
+    peak = peak_flop_per_s(mesh.devices.flat[0].device_kind)
+    print(start_card(config, mesh, abstract, flop, loader.stats.fill, first_step), flush=True)
+    writer = MetricsWriter(run_dir, options, resume_step=first_step, config=to_json(config))
+    progress = ProgressLine(start=first_step, total=last_step)
+    clock, skipped_in_a_row = Clock(), 0
+
+    # ---- what is told about a step -----------------------------------------------------------------------------------
+    def settle(step: int, on_device: dict[str, jax.Array]) -> None:
+        """Reads the metrics of `step`, which are there by the time the step after it is under way."""
+        nonlocal skipped_in_a_row
+        values = {name: float(value) for name, value in jax.device_get(on_device).items()}
+        rate, step_seconds = clock.add(values.pop("tokens"))
+        skipped_in_a_row = skipped_in_a_row + 1 if values.pop("skipped") else 0
+        if skipped_in_a_row:
+            rows = loader.rows_of(step - 1)
+            documents = sorted({document for row in rows for document in row.documents})
+            named = {"skipped/rows": [row.row for row in rows], "skipped/documents": documents}
+            writer.write(step, {"loss": values["loss"], "gradient_norm": values["gradient_norm"]} | named)
+            progress.say(
+                f"step {step} skipped: loss {values['loss']:.4g}, gradient norm {values['gradient_norm']:.4g}; rows "
+                f"{rows[0].row}-{rows[-1].row} with {len(documents)} documents (all in metrics.jsonl): "
+                + ", ".join(documents[:4])
+            )
+            if skipped_in_a_row >= options.max_skipped_in_a_row:
+                raise ValueError(
+                    f"{skipped_in_a_row} steps in a row were skipped, the last is step {step}: the run has diverged; "
+                    "lower optimizer.learning_rate or raise train.spike_factor, and resume from an older checkpoint"
+                )
+        mfu = {} if peak is None else {"palm": flop.palm * rate / peak / mesh.size}
+        if mfu:
+            mfu["causal"] = flop.causal * rate / peak / mesh.size
+        progress.update(
+            step, f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s" + (f", MFU {mfu['palm']:.1%}" if mfu else "")
+        )
+        if step % options.log_every == 0 or step == last_step:
+            multiplier = values.pop("schedule")
+            values |= {name: peak_rate * multiplier for name, peak_rate in peak_rates(config.optimizer).items()}
+            values |= {"throughput/tokens_per_s": rate, "throughput/step_s": step_seconds}
+            values |= {f"throughput/mfu_{name}": share for name, share in mfu.items()}
+            writer.write(step, values)
+            clock.restart()
+
+    def evaluate(step: int) -> None:
+        """Held-out bits per byte of the weights, and of their moving average where there is one."""
+        rows = open_heldout_rows(dataset, config.loader, config.evaluation.max_bytes)
+        for name, params in {"": state.params, "ema_": state.ema}.items():
+            if params is not None:
+                scores = heldout_scores(nats, params, rows, mesh)
+                bits = {source: score.bits_per_byte for source, score in scores.items()}
+                writer.write(step, {f"heldout/{name}bits_per_byte/{source}": value for source, value in bits.items()})
+                shown = ", ".join(f"{source} {value:.3f}" for source, value in bits.items())
+                progress.say(f"step {step}: held-out {name.replace('_', ' ')}bits/byte {shown}")
+
+    # ---- the loop ----------------------------------------------------------------------------------------------------
+    # `step` counts the steps that are done when it ends, as state.step does: batch number step - 1 makes step `step`.
+    unread = None  # the newest step's number and metrics, which are still on the device
+    batches = loader.iterate(first_step)
+    stopped = False
+    for step in range(first_step + 1, last_step + 1):
+        if profile and step == profile[0]:
+            jax.profiler.start_trace(str(run_dir / "profile"))
+        batch = to_global(next(batches), batch_sharding(mesh))
+        state, metrics = train_step(state, batch)  # dispatched, not awaited
+        if unread:
+            settle(*unread)
+        unread = (step, metrics)
+        if profile and step == profile[1]:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+
+        stopped = stop.agreed(step) and step < last_step
+        evaluating = step % config.evaluation.every_steps == 0 and step < last_step and not stopped
+        saving = step % config.checkpoint.every_steps == 0 or step == last_step or stopped
+        if evaluating or saving:
+            # The device may idle from here. Whatever is told about a step is on disk before its checkpoint is: a
+            # resumed run tells again only what comes after the checkpoint.
+            settle(*unread)
+            unread = None
+            if evaluating:
+                evaluate(step)
+            if saving:
+                writer.flush()
+                checkpoints.save(step, state, identity)
+            clock.restart()
+        if stopped:
+            break
+
+    # ---- the end -----------------------------------------------------------------------------------------------------
+    progress.close()
+    batches.close()
+    checkpoints.close()  # the last one is whole on disk from here on
+    if stopped:
+        writer.close()
+        print(f"stopped at step {step} of {last_step}, saved; the same command goes on from there", flush=True)
+        return STOPPED
+    weights = state.params if state.ema is None else state.ema
+    rows = open_heldout_rows(dataset, config.loader, config.evaluation.max_final_bytes)
+    scores = heldout_scores(nats, weights, rows, mesh)
+    samples = draw_samples(graphdef, weights, tokenizer, config.evaluation, seed=options.seed)
+    (run_dir / "samples.txt").write_text(samples, encoding="utf-8")
+    writer.write(last_step, final_values(scores, compressed_scores(dataset, rows)))
+    writer.close()
+    write_report(run_dir, config, dataset)
+    print(samples)
+    print(summary(run_dir, final_line(run_dir, last_step)), flush=True)
+    return 0
+
+
+def check_sizes(config: Config, vocab_size: int) -> None:
+    """Refuses sizes that do not fit each other, before anything is made."""
+    if config.model.vocab_size < vocab_size:
+        raise ValueError(
+            f"model.vocab_size={config.model.vocab_size} is below the {vocab_size} pieces of the dataset's tokenizer in "
+            f"{config.data.path}: set model.vocab_size={vocab_size}, or build the dataset with another tokenizer"
+        )
+    rows, parts = config.loader.global_batch_size, config.train.grad_accum_steps
+    if rows % parts:
+        raise ValueError(
+            f"train.grad_accum_steps={parts} does not divide loader.global_batch_size={rows}: take a divisor of {rows}"
+        )
+
+
+def to_global(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """This process's rows as part of the global batch, [B, T] over the data axes."""
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+class StopRequest:
+    """Notes SIGTERM, so that the loop ends after the step under way, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_: Any) -> None:
+        self.asked = True
+
+    def agreed(self, step: int) -> bool:
+        """Whether to stop after this step; all processes of a run get the same answer at the same step."""
+        if jax.process_count() == 1:
+            return self.asked
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+
+class Clock:
+    """Rates since the last logged step; evaluations, saves and the first step's compilation are left out."""
+
+    def __init__(self) -> None:
+        self._compiled = False
+        self.restart()
+
+    def restart(self) -> None:
+        self._since, self._tokens, self._steps = time.perf_counter(), 0.0, 0
+
+    def add(self, tokens: float) -> tuple[float, float]:
+        """(tokens/s, seconds a step) with one more step of so many tokens."""
+        self._tokens, self._steps = self._tokens + tokens, self._steps + 1
+        seconds = time.perf_counter() - self._since
+        rates = (self._tokens / seconds, seconds / self._steps)
+        if not self._compiled:
+            self._compiled = True
+            self.restart()
+        return rates

@@ -1,0 +1,99 @@
+"""Train a model: builds the dataset if it is missing, trains, evaluates, samples. Started again, it goes on.
+
+python -m train.main --config configs/quickstart.py
+python -m train.main --config configs/quickstart.py train.num_steps=100 "optimizer=AdamW(learning_rate=1e-3)"
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The command line; `--help` prints it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.main", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", metavar="FILE", help="a file in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="what differs from the config")
+    parser.add_argument("--list-configs", action="store_true", help="every config with its first line, and stop")
+    parser.add_argument("--print-config", action="store_true", help="the resolved config as JSON, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="parameters, shardings, memory, FLOP; makes no arrays")
+    parser.add_argument("--compile", metavar="TOPO", help="with --dry-run: compile for v6e:16x16, h100:8, ...")
+    parser.add_argument("--profile", metavar="A:B", help="a jax.profiler trace of steps A to B in RUN/profile")
+    arguments = parser.parse_intermixed_args(argv)
+    if not arguments.config and not arguments.list_configs:
+        parser.error("give --config FILE, or --list-configs to see which there are")
+    if arguments.compile and not arguments.dry_run:
+        parser.error("--compile goes with --dry-run")
+    return arguments
+
+
+def profile_range(text: str | None) -> tuple[int, int] | None:
+    """`A:B` as two step numbers."""
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise ValueError(f"--profile {text}: expected A:B with 1 <= A <= B, such as --profile 10:12")
+    return int(first), int(last)
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Compiled programs are kept in `folder` between runs; "" keeps none."""
+    import jax
+
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def run(argv: list[str]) -> int:
+    """The command; errors that a person can mend come as ValueError or OSError."""
+    arguments = parse_arguments(argv)
+    from train.config import apply_overrides, list_configs, load_config, to_json
+
+    if arguments.list_configs:
+        for path, line in list_configs():
+            print(f"{path:<40} {line}")
+        return 0
+    config = apply_overrides(load_config(arguments.config), arguments.overrides)
+    profile = profile_range(arguments.profile)
+    if arguments.print_config:
+        print(json.dumps(to_json(config), indent=1))
+        return 0
+    if arguments.dry_run:
+        from train.plan import dry_run
+
+        dry_run(config, topology=arguments.compile)
+        return 0
+    # A stop during the build exits as a stopped run does; the build goes on from there too. The loop has its own way.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    from data.build import build_dataset
+
+    dataset = build_dataset(config.data)
+    use_compilation_cache(config.train.compilation_cache)
+    from train.loop import train
+
+    return train(config, dataset, profile=profile)
+
+
+def main() -> None:
+    """Runs the command; bad input ends in one line and exit code 1."""
+    try:
+        code = run(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        if os.environ.get("SLUICE_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
