@@ -11,15 +11,14 @@ Not carried over: rules that span whitespace, and emoticons beyond the usual one
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable
 from itertools import chain, product
 
 import regex
 
 VERSION = 1
-_CACHED_CHUNKS = 1 << 17  # distinct chunks remembered by a process: about 30 MB
-_CACHED_LENGTH = 64  # characters: longer chunks are not remembered
+_REMEMBERED_CHUNKS = 1 << 17  # distinct chunks remembered by a process: about 30 MB
+_REMEMBERED_LENGTH = 64  # characters: longer chunks are not remembered
 
 # Characters that stand alone at the start or the end of a word.
 _OPEN_CLOSE = frozenset("…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪'\"”“`‘´’‚„»«「」『』（）〔〕【】《》〈〉〈〉⟦⟧")
@@ -114,15 +113,28 @@ SPECIALS: dict[str, tuple[str, ...]] = {
 }
 
 
-def split_words(chunks: Sequence[str]) -> list[str]:
+class _Memory(dict[str, tuple[str, ...]]):
+    """chunk -> its words, computed when first asked for; forgets everything when full, so that its size is bounded."""
+
+    def __missing__(self, chunk: str) -> tuple[str, ...]:
+        words = _split(chunk)
+        if len(chunk) <= _REMEMBERED_LENGTH:
+            if len(self) >= _REMEMBERED_CHUNKS:
+                self.clear()
+            self[chunk] = words
+        return words
+
+
+_words_of = _Memory().__getitem__
+
+
+def split_words(chunks: Iterable[str]) -> list[str]:
     """The words of whitespace-separated chunks: `["(don't!)"]` gives `["(", "do", "n't", "!", ")"]`."""
-    if max(map(len, chunks), default=0) <= _CACHED_LENGTH:
-        return list(chain.from_iterable(map(_remembered, chunks)))
-    return [word for chunk in chunks for word in (_remembered if len(chunk) <= _CACHED_LENGTH else _split)(chunk)]
+    return list(chain.from_iterable(map(_words_of, chunks)))
 
 
-def count_sentences(chunks: Iterable[str]) -> int:
-    """Sentences in whitespace-separated chunks as spaCy's sentencizer counts them.
+def count_sentences(chunks: Iterable[str], enough: int = 1 << 60) -> int:
+    """Sentences in whitespace-separated chunks as spaCy's sentencizer counts them, up to `enough`.
 
     A new sentence starts at the first word after an end mark; marks and punctuation that follow an end mark belong to
     the sentence before. No words are no sentence.
@@ -133,13 +145,15 @@ def count_sentences(chunks: Iterable[str]) -> int:
             count += ended
             ended = False
             continue
-        for word in _remembered(chunk) if len(chunk) <= _CACHED_LENGTH else _split(chunk):
+        for word in _words_of(chunk):
             if word in SENTENCE_END:
                 count += count == 0
                 ended = True
             elif ended and not (count and is_punctuation(word)):
                 count += 1
                 ended = False
+        if count >= enough:
+            break
     return count
 
 
@@ -260,6 +274,3 @@ def _core(rest: str) -> tuple[str, ...]:
     if start < len(rest):
         parts.append(rest[start:])
     return tuple(parts)
-
-
-_remembered = lru_cache(maxsize=_CACHED_CHUNKS)(_split)

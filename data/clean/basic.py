@@ -72,7 +72,7 @@ class Normalise:
             changes["whitespace"] = before - len(text)
         if not text.strip():
             return Drop("empty", 0, 1)
-        return note_changes(document.with_text(text), self.name, changes)
+        return note_changes(document, self.name, changes, text)
 
     def _characters(self, text: str) -> tuple[str, dict[str, int]]:
         changes: dict[str, int] = {}

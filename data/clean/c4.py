@@ -7,10 +7,10 @@ One name, three filters:
     "datatrove"  3             5                 . ? ! " '    refused  drops the line   any
     "dolma"      3             any               . ? ! "      fine     drops the page   any
 
-All drop pages with "{" or "lorem ipsum", but only "dolma" looks for these in lines that another rule removes. "tfds" is the
-published code (tensorflow_datasets, text/c4_utils.py); "datatrove" (0.10, filters/c4_filters.py) swapped the two numbers,
-as the paper's wording does; "dolma" is taggers/c4.py with configs/c4-replication/mixer.yaml. "tfds" counts words after
-citations are removed, "datatrove" before. "tfds" splits sentences with Punkt; here spaCy's rules do.
+All drop pages with "{" or "lorem ipsum", but only "dolma" looks for these in lines that another rule removes. "tfds" is
+the published code (tensorflow_datasets, text/c4_utils.py); "datatrove" (0.10, filters/c4_filters.py) swapped the two
+numbers, as the paper's wording does; "dolma" is taggers/c4.py with configs/c4-replication/mixer.yaml. "tfds" counts
+words after citations are removed, "datatrove" before. "tfds" splits sentences with Punkt; here spaCy's rules do.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ POLICY_PHRASES = (  # c4_utils.py, _POLICY_SUBSTRINGS
     "use of cookies",
     "use cookies",
 )
-_WORDS_A_LINE = {"tfds": 5, "datatrove": 3, "dolma": 3}
-_SENTENCES_A_PAGE = {"tfds": 3, "datatrove": 5, "dolma": 0}
+_NUMBERS = {"tfds": (5, 3), "datatrove": (3, 5), "dolma": (3, 0)}  # words a line, sentences a page
 _END_MARKS = {"tfds": (".", "?", "!", '"'), "datatrove": (".", "?", "!", '"', "'"), "dolma": (".", "?", "!", '"')}
 _MAX_PAGE_CHARS = 190_000  # characters: c4_utils.py, is_valid_length
 
@@ -65,66 +64,72 @@ class C4:
             for reason, mark in (("curly_bracket", "{"), ("lorem_ipsum", "lorem ipsum"), ("javascript", "javascript")):
                 if mark in features.lower:
                     return Drop(reason, features.lower.count(mark), 0)
-        fewest = _SENTENCES_A_PAGE[self.variant] if self.min_sentences is None else self.min_sentences
+        fewest_words, fewest = self._numbers
+        marks = _END_MARKS[self.variant] if self.end_marks else ("",)
+        ellipsis = "..." if self.end_marks and self.variant != "dolma" else None
+        suspect = self._suspect(features)
         removed: Counter[str] = Counter()
         kept: list[str] = []
         sentences = 0
-        suspects = _Suspects(features, self.max_word_length)
         for raw in features.lines:
             line = raw.strip()
-            verdict = self._line(line, suspects)
-            if isinstance(verdict, Drop):
-                return verdict
-            if isinstance(verdict, _Removed):
-                removed[verdict.why] += 1
+            words = line.split(None, fewest_words)  # as many as matter, and the rest
+            if suspect:
+                if any(len(word) > self.max_word_length for word in line.split()):
+                    removed["long_word"] += 1
+                    continue
+                line = CITATION.sub("", line)
+                words = line.split(None, fewest_words) if self.variant == "tfds" else words
+            if not line.endswith(marks) or (ellipsis and line.endswith(ellipsis)):
+                removed["no_end_mark"] += 1
                 continue
+            if len(words) < fewest_words:
+                removed["few_words"] += 1
+                continue
+            if suspect and self.variant != "dolma":
+                verdict = _phrases(line)
+                if isinstance(verdict, Drop):
+                    return verdict
+                if verdict:
+                    removed[verdict] += 1
+                    continue
             if sentences < fewest:
-                sentences += count_sentences(verdict.split())
-            kept.append(verdict)
+                sentences += count_sentences(line.split(), fewest - sentences)
+            kept.append(line)
         if sentences < fewest or not kept:
             return Drop("too_few_sentences", sentences, fewest or 1)
-        text = "\n".join(kept).strip()
-        return note_changes(document.with_text(text), self.name, dict(removed))
+        return note_changes(document, self.name, dict(removed), "\n".join(kept).strip())
 
-    def _line(self, line: str, suspects: _Suspects) -> str | _Removed | Drop:
-        words = line.split()
-        if suspects.long_words and any(len(word) > self.max_word_length for word in words):
-            return _Removed("long_word")
-        if suspects.citations and "[" in line:
-            line = CITATION.sub("", line)
-            if self.variant == "tfds":
-                words = line.split()
-        if self.end_marks and (
-            not line.endswith(_END_MARKS[self.variant]) or (self.variant != "dolma" and line.endswith("..."))
-        ):
-            return _Removed("no_end_mark")
-        fewest = _WORDS_A_LINE[self.variant] if self.min_words_per_line is None else self.min_words_per_line
-        if len(words) < fewest:
-            return _Removed("few_words")
-        if not suspects.phrases or self.variant == "dolma":
-            return line
-        low = line.lower()
-        if "lorem ipsum" in low:
-            return Drop("lorem_ipsum", 1, 0)
-        if "javascript" in low:
-            return _Removed("javascript")
-        if "{" in line:
-            return Drop("curly_bracket", 1, 0)
-        if any(phrase in low for phrase in POLICY_PHRASES):
-            return _Removed("policy")
-        return line
+    @property
+    def _numbers(self) -> tuple[int, int]:
+        """(words a line, sentences a page)."""
+        words, sentences = _NUMBERS[self.variant]
+        return (
+            words if self.min_words_per_line is None else self.min_words_per_line,
+            sentences if self.min_sentences is None else self.min_sentences,
+        )
 
-
-@dataclass(frozen=True, slots=True)
-class _Removed:
-    why: str
-
-
-class _Suspects:
-    """What a page may hold at all, looked up once, so that most lines need no search of their own."""
-
-    def __init__(self, features: Features, max_word_length: int) -> None:
+    def _suspect(self, features: Features) -> bool:
+        """Whether the page holds anything that needs a search in every line; most pages hold nothing of it."""
         text, low = features.text, features.lower
-        self.long_words = any(len(chunk) > max_word_length for chunk in features.chunks)
-        self.citations = "[" in text
-        self.phrases = "{" in text or any(phrase in low for phrase in ("lorem ipsum", "javascript", *POLICY_PHRASES))
+        return (
+            "[" in text
+            or "{" in text
+            or "lorem ipsum" in low
+            or "javascript" in low
+            or ("use" in low and any(phrase in low for phrase in POLICY_PHRASES))
+            or ("policy" in low and any(phrase in low for phrase in POLICY_PHRASES))
+            or max(map(len, features.chunks), default=0) > self.max_word_length
+        )
+
+
+def _phrases(line: str) -> Drop | str | None:
+    """A drop of the page, the reason to remove the line, or None."""
+    low = line.lower()
+    if "lorem ipsum" in low:
+        return Drop("lorem_ipsum", low.count("lorem ipsum"), 0)
+    if "javascript" in low:
+        return "javascript"
+    if "{" in line:
+        return Drop("curly_bracket", line.count("{"), 0)
+    return "policy" if any(phrase in low for phrase in POLICY_PHRASES) else None

@@ -19,12 +19,10 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import ClassVar
 
-import numpy as np
-
 from data.clean.gopher_quality import Variant
 from data.clean.step import Phase, Rule, at_most, judge, ratio
 from data.document import Document, Drop
-from data.features import Features, Words
+from data.features import Features
 
 VERSION = 1
 TOP_NGRAMS = ((2, 0.20), (3, 0.18), (4, 0.16))  # n, share of characters: Gopher, table A1
@@ -117,12 +115,9 @@ def _dolma_top(features: Features, n: int) -> float:
 
 
 def _dolma_duplicate(features: Features, n: int) -> float:
-    words = features.spaced
-    places = words.repeated(n)
-    if not len(places):
-        return 0.0
-    chars = words.ends[n:] - words.ends[:-n]
-    return ratio(float(chars[places].sum()), float(chars.sum()))
+    words, ends = features.spaced, features.spaced.ends
+    repeated = sum(ends[place + n] - ends[place] for places in words.repeated(n) for place in places)
+    return ratio(repeated, sum(ends[n:]) - sum(ends[: len(ends) - n])) if repeated else 0.0
 
 
 def _pieces(features: Features, separator: str) -> list[str]:
@@ -143,12 +138,12 @@ def _dclm_top(features: Features, n: int) -> float:
 
 
 def _dclm_duplicate(features: Features, n: int) -> float:
-    words: Words = features.content
-    starts = words.repeated(n)
-    covered = np.zeros(len(words), dtype=bool)
-    for offset in range(n):
-        covered[starts + offset] = True
-    return ratio(float(words.lengths[covered].sum()), words.char_count)
+    words, ends = features.content, features.content.ends
+    chars = free = 0
+    for place in words.repeated_places(n):
+        chars += ends[place + n] - ends[max(place, free)]
+        free = place + n
+    return ratio(chars, words.char_count)
 
 
 _Pieces = tuple[tuple[str, Callable[[Features], float]], ...]

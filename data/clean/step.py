@@ -8,7 +8,7 @@ recipe, a tuple of steps, is a value that a config can hold, compare and print.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from data.document import Document, Drop, Dropped
@@ -128,12 +128,13 @@ def _run(step: Step, document: Document, features: Features) -> Document | Drop:
         return Drop("took_too_long", len(document.text), None)
 
 
-def note_changes(document: Document, step: str, changes: dict[str, int]) -> Document:
-    """The document with what a step changed, counted, in meta["changed"][step]; the same where nothing was."""
+def note_changes(document: Document, step: str, changes: dict[str, int], text: str | None = None) -> Document:
+    """The document with another text, what the step changed counted in meta["changed"][step]."""
     counted = {what: count for what, count in changes.items() if count}
     if not counted:
-        return document
-    return document.with_meta(changed={**document.meta.get("changed", {}), step: counted})
+        return document if text is None else document.with_text(text)
+    meta = {**document.meta, "changed": {**document.meta.get("changed", {}), step: counted}}
+    return replace(document, meta=meta, text=document.text if text is None else text)
 
 
 T = TypeVar("T")
