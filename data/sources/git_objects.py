@@ -1,0 +1,153 @@
+"""Files of a Git commit, read from the object store: nothing is checked out, no link followed, no hook run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import xxhash
+
+GIT_SECONDS = 600.0  # a clone of a large repository; everything else takes seconds
+URL = re.compile(r"(https?|ssh|git|file)://[^\s-][^\s]*")
+SAFE = (
+    "-c", "safe.directory=*", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
+    "-c", "protocol.ext.allow=never", "-c", "core.symlinks=false", "-c", "gc.auto=0",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """One entry of a commit's tree. mode: Git's octal file mode; size: bytes, -1 where it is no file."""
+
+    path: str
+    mode: str
+    sha: str
+    size: int
+
+
+def git(arguments: Sequence[str], *, folder: str | None = None) -> bytes:
+    """Standard output of a git command. ValueError with git's own last line where it fails."""
+    command = ["git", *SAFE, *(["--git-dir", folder] if folder else []), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=GIT_SECONDS, env=_environment(), check=False)
+    except FileNotFoundError as error:
+        raise ValueError("reading repositories needs the git command: install git") from error
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"git {arguments[0]} took more than {GIT_SECONDS:g} s") from error
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise ValueError(f"git {arguments[0]} failed: {said[-1] if said else done.returncode}")
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return {
+        **kept,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ALLOW_PROTOCOL": "https:http:ssh:git:file",
+        "GIT_LFS_SKIP_SMUDGE": "1",
+        "LC_ALL": "C",
+    }
+
+
+def is_url(repository: str) -> bool:
+    """Whether a repository is named by URL rather than by local path."""
+    return URL.fullmatch(repository) is not None
+
+
+def git_folder(repository: str, commit: str, cache: Path) -> str:
+    """The object store of a repository: its own folder, or a bare shallow clone in `cache` (made once)."""
+    if not is_url(repository):
+        root = Path(repository).expanduser()
+        found = root / ".git" if (root / ".git").exists() else root
+        if not found.exists():
+            raise ValueError(
+                f"no repository at {repository!r}: expected a folder with .git, a bare repository, or a URL"
+            )
+        if found.is_file():  # a worktree or submodule: the file says where
+            return git(["-C", str(root), "rev-parse", "--absolute-git-dir"]).decode().strip()
+        return str(found)
+    target = cache / f"{xxhash.xxh3_64_hexdigest(f'{repository} {commit}'.encode())}.git"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        git(["init", "--quiet", "--bare", str(temporary)])
+        git(["fetch", "--quiet", "--depth", "1", "--no-tags", "--", repository, commit], folder=str(temporary))
+        git(["update-ref", "refs/heads/read", "FETCH_HEAD"], folder=str(temporary))
+        temporary.rename(target)
+    return str(target)
+
+
+def resolve(repository: str, commit: str, cache: Path) -> tuple[str, str]:
+    """(object store, full commit hash)."""
+    folder = git_folder(repository, commit, cache)
+    name = "refs/heads/read" if is_url(repository) else commit
+    if name.startswith("-"):
+        raise ValueError(f"commit is {commit!r}: expected a hash, a branch or a tag")
+    return folder, git(
+        ["rev-parse", "--verify", "--end-of-options", f"{name}^{{commit}}"], folder=folder
+    ).decode().strip()
+
+
+def list_tree(folder: str, commit: str) -> list[Blob]:
+    """Every entry of the commit, in path order; submodules too (mode 160000)."""
+    entries = []
+    for line in git(["ls-tree", "-r", "-z", "--long", commit], folder=folder).split(b"\0"):
+        if line:
+            head, _, path = line.partition(b"\t")
+            mode, _, sha, size = head.decode().split()
+            entries.append(Blob(path.decode("utf-8", "replace"), mode, sha, int(size) if size.isdigit() else -1))
+    return sorted(entries, key=lambda entry: entry.path)
+
+
+class BlobReader:
+    """`git cat-file --batch` kept open: one process for all files of a repository."""
+
+    def __init__(self, folder: str) -> None:
+        self._process = subprocess.Popen(
+            ["git", *SAFE, "--git-dir", folder, "cat-file", "--batch"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+        )
+
+    def __enter__(self) -> BlobReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        self._process.wait()
+
+    def read(self, blob: Blob) -> bytes:
+        """The file's bytes. ValueError where the object is missing or damaged."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(f"{blob.sha}\n".encode())
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise ValueError("git cat-file ended") from error
+        head = self._process.stdout.readline().split()
+        if len(head) != 3 or head[1] != b"blob":
+            raise ValueError(f"object {blob.sha[:12]} does not read")
+        data = self._process.stdout.read(int(head[2]))
+        self._process.stdout.read(1)
+        return data
+
+    def read_all(self, blobs: Sequence[Blob]) -> Iterator[tuple[Blob, bytes]]:
+        """(blob, bytes) one after the other."""
+        for blob in blobs:
+            yield blob, self.read(blob)

@@ -1,0 +1,196 @@
+"""Git repositories at a commit: source files by language, with licences and marks, or whole repositories in one text.
+
+GitSource(name="code", repositories=("~/src/project", "https://host/team/other.git"), languages=("Python", "Rust"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+from data.document import Document, Dropped
+from data.sources.base import make_document, make_drop
+from data.sources.git_objects import Blob, BlobReader, is_url, list_tree, resolve
+from data.sources.licences import LICENCE_FILE, header_licence, repository_licence
+from data.sources.notebooks import notebook_text
+from data.sources.source_code import dependency_order, imports_of, language_of, marks_of
+
+SYMLINK, SUBMODULE = "120000", "160000"
+MAX_LICENCE_BYTES = 1 << 20
+LAYOUTS = ("files", "repository")
+MARKS = ("vendored", "generated", "minified")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GitSource:
+    """Repositories, each at one commit.
+
+    repositories: local folders or URLs; commit: a hash, branch or tag, the same for all ("HEAD" for the newest).
+    languages: names as in Linguist that are kept; () keeps every known one.
+    leave_out: marks ("vendored", "generated", "minified") that make a file a counted drop; the others stand in meta.
+    layout: "files" (a document a file), or "repository" (one a repository, imported files first, for long context; cut
+        at file ends into parts of at most `max_document_bytes`).
+    cache: where URLs are cloned to, bare and shallow.
+    """
+
+    name: str
+    repositories: tuple[str, ...]
+    commit: str = "HEAD"
+    languages: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] = MARKS
+    layout: str = "files"
+    max_file_bytes: int = 1 << 20
+    max_document_bytes: int = 8 << 20
+    cache: str = "~/.cache/sluice/git"
+
+    version: ClassVar[int] = 1
+    code_modules: ClassVar[tuple[str, ...]] = tuple(
+        f"data.sources.{name}"
+        for name in ("base", "git_repository", "git_objects", "licences", "notebooks", "source_code")
+    )
+    libraries: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS or any(mark not in MARKS for mark in self.leave_out):
+            raise ValueError(
+                f"layout {self.layout!r}, leave_out {self.leave_out}: expected {LAYOUTS} and some of {MARKS}"
+            )
+
+    def shards(self) -> Sequence[dict[str, Any]]:
+        """One a repository; its name in ids is its last path part, numbered where two share it."""
+        names: dict[str, int] = {}
+        shards = []
+        for repository in self.repositories:
+            base = PurePosixPath(repository.rstrip("/")).name.removesuffix(".git") or "repository"
+            names[base] = names.get(base, 0) + 1
+            shards.append({"repository": repository, "key": base if names[base] == 1 else f"{base}-{names[base]}"})
+        return shards
+
+    def inputs_key(self) -> Any:
+        """The full hash of every commit."""
+        return [[repository, self._resolve(repository)[1]] for repository in self.repositories]
+
+    def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
+        """Files in path order; every entry of the tree is a document, part of one, or a counted drop."""
+        folder, commit = self._resolve(shard["repository"])
+        entries = list_tree(folder, commit)
+        with BlobReader(folder) as reader:
+            licence = self._licence(reader, entries)
+            common = {
+                "repository": shard["repository"] if is_url(shard["repository"]) else shard["key"],
+                "commit": commit,
+            }
+            common.update(repository_licence=licence, group=shard["key"])
+            files = self._files(reader, entries, shard, common)
+            if self.layout == "repository":
+                yield from self._repository(files, shard, common)
+            else:
+                for item in files:
+                    yield (
+                        item
+                        if isinstance(item, Dropped)
+                        else make_document(self.name, f"{shard['key']}:{item[0]}", item[1], item[2])
+                    )
+
+    def _resolve(self, repository: str) -> tuple[str, str]:
+        return resolve(repository, self.commit, Path(self.cache).expanduser())
+
+    def _licence(self, reader: BlobReader, entries: Sequence[Blob]) -> str | None:
+        texts = {}
+        for entry in entries:
+            if LICENCE_FILE.search(entry.path) and entry.mode.startswith("100") and 0 < entry.size <= MAX_LICENCE_BYTES:
+                texts[entry.path] = reader.read(entry).decode("utf-8", "replace")
+            if len(texts) >= 20:
+                break
+        return repository_licence(texts)
+
+    def _files(
+        self, reader: BlobReader, entries: Sequence[Blob], shard: Mapping[str, Any], common: Mapping[str, Any]
+    ) -> Iterator[tuple[str, str, dict[str, Any]] | Dropped]:
+        """(path, text, meta) or a drop for each entry."""
+        for entry in entries:
+            meta: dict[str, Any] = {**common, "path": entry.path}
+            found = self._file(reader, entry, meta)
+            if isinstance(found, str):
+                yield entry.path, found, meta
+                continue
+            reason, value, threshold = found
+            record = f"{shard['key']}:{entry.path}"
+            yield make_drop(self.name, record, reason, value=value, threshold=threshold, meta=meta)
+
+    def _file(self, reader: BlobReader, entry: Blob, meta: dict[str, Any]) -> str | tuple[str, Any, Any]:
+        """The text, or (reason, value, threshold)."""
+        if entry.mode in (SYMLINK, SUBMODULE):
+            return ("symlink" if entry.mode == SYMLINK else "submodule"), None, None
+        if entry.size > self.max_file_bytes:
+            return "record_too_large", entry.size, self.max_file_bytes
+        try:
+            data = reader.read(entry)
+        except ValueError as error:
+            return "corrupt_record", str(error), None
+        if b"\0" in data[:8192]:
+            return "binary", None, None
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+            meta["encoding"] = "latin-1"
+        language = language_of(entry.path, text)
+        meta["programming_language"] = language
+        if language is None or (self.languages and language not in self.languages):
+            return ("unknown_language" if language is None else "other_language"), language, None
+        meta["licence"] = header_licence(text) or meta["repository_licence"]
+        marks = marks_of(entry.path, text, language)
+        meta.update(dict.fromkeys(marks, True))
+        for mark in marks:
+            if mark in self.leave_out:
+                return mark, None, None
+        if language == "Jupyter Notebook":
+            try:
+                text, more = notebook_text(text)
+            except ValueError as error:
+                return "bad_notebook", str(error), None
+            meta.update(more)
+        return text if text.strip() else ("empty_text", None, None)
+
+    def _repository(
+        self,
+        files: Iterator[tuple[str, str, dict[str, Any]] | Dropped],
+        shard: Mapping[str, Any],
+        common: Mapping[str, Any],
+    ) -> Iterator[Document | Dropped]:
+        """All files of a repository one after the other, what is imported before what imports it."""
+        texts: dict[str, tuple[str, str | None]] = {}
+        for item in files:
+            if isinstance(item, Dropped):
+                yield item
+            else:
+                texts[item[0]] = item[1], item[2].get("programming_language")
+        stems = {PurePosixPath(path).stem: path for path in sorted(texts, reverse=True)}
+        imports = {path: imports_of(path, text, language, stems) for path, (text, language) in texts.items()}
+        part, size, number = [], 0, 0
+        names: list[str] = []
+        for path in dependency_order(imports):
+            block = f"# file: {path}\n{texts[path][0].rstrip()}\n"
+            if part and size + len(block.encode()) > self.max_document_bytes:
+                yield self._part(shard, number, part, names, common)
+                part, size, number, names = [], 0, number + 1, []
+            part.append(block)
+            names.append(path)
+            size += len(block.encode())
+        if part:
+            yield self._part(shard, number, part, names, common)
+
+    def _part(
+        self, shard: Mapping[str, Any], number: int, part: list[str], names: list[str], common: Mapping[str, Any]
+    ) -> Document | Dropped:
+        meta = {
+            **common,
+            "files": names,
+            "records": len(names),
+            "licence": common["repository_licence"],
+            "part": number,
+        }
+        return make_document(self.name, f"{shard['key']}:part-{number}", "\n".join(part), meta)
