@@ -2,7 +2,8 @@
 
 Every parameter names its dims (`nnx.Param(value, axes=("embed", "mlp"))`); stacked layers put "layers" in front. The
 mesh has the axes `data` (copies of the parameters, the batch split), `fsdp` (parameters and the batch split) and
-`tensor` (heads, MLP and vocabulary split). Meshes are of `AxisType.Auto`: the compiler places what is not constrained here.
+`tensor` (heads, MLP and vocabulary split). Meshes are of `AxisType.Auto`: the compiler places what is
+not constrained here.
 """
 
 from collections.abc import Mapping, Sequence
