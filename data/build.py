@@ -53,6 +53,8 @@ class DataConfig:
     engine: where stages run; never changes what is written.
     seed: of the order in which token shards are written.
     shard_bytes: UTF-8 bytes of text in one document shard: what one worker holds in work at a time.
+    rebuild: False takes the dataset at `path` as it is, whatever has become of its inputs, of library versions and of
+        this config, and builds nothing: for a dataset that was built elsewhere.
     """
 
     path: str = field(metadata=NOT_IN_KEY)
@@ -62,6 +64,7 @@ class DataConfig:
     engine: LocalPool = field(default=LocalPool(), metadata=NOT_IN_KEY)
     seed: int = 0
     shard_bytes: int = 64 << 20
+    rebuild: bool = field(default=True, metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.sources]
@@ -88,6 +91,11 @@ def build_dataset(config: DataConfig) -> Path:
     cannot be written, books that do not balance.
     """
     dataset = Path(config.path)
+    if not config.rebuild:
+        damage = damaged_file(dataset, read_manifest(dataset))
+        if damage is not None:
+            raise ValueError(f"{dataset}: {damage}; copy the dataset again, or build it with data.rebuild=True")
+        return dataset
     steps = plan(config)
     if _is_whole(dataset, steps[-1].key):
         return dataset
@@ -139,6 +147,8 @@ def document_shards(dataset: Path) -> list[Path]:
 
 def _build(config: DataConfig, dataset: Path, steps: Sequence[Step], log: TextIO) -> None:
     started = time.monotonic()
+    for line in _why_again(config, dataset):
+        say(log, line)
     (dataset / MANIFEST).unlink(missing_ok=True)  # from here until the end the dataset is not whole
     with config.engine.session() as engine:
         say(log, f"dataset {dataset}: {len(steps)} steps, {config.engine}")
@@ -234,11 +244,6 @@ def _books(name: str, output: Path, counts: Counts, before: Mapping[str, int] | 
 def _manifest(
     config: DataConfig, dataset: Path, steps: Sequence[Step], records: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    libraries = {*TABLE_LIBRARIES, *TOKENIZER_LIBRARIES}
-    for source in config.sources:
-        libraries.update(source.libraries)
-    for stage in config.stages:
-        libraries.update(stage.libraries)
     documents = [
         {key: value for key, value in record.items() if key != "files"} for record in records if "counts" in record
     ]
@@ -251,11 +256,40 @@ def _manifest(
         "format": FORMAT,
         "key": steps[-1].key,
         "config": plain(config),
-        "versions": {"python": platform.python_version(), **library_versions(libraries)},
+        "versions": _versions(config),
         "stages": documents,
         **others,
         "files": list_sizes(dataset, PUBLISHED),
     }
+
+
+def _versions(config: DataConfig) -> dict[str, str]:
+    """Of Python and of every library that a key of this config holds."""
+    libraries = {*TABLE_LIBRARIES, *TOKENIZER_LIBRARIES, *TOKENS_LIBRARIES}
+    for source in config.sources:
+        libraries.update(source.libraries)
+    for stage in config.stages:
+        libraries.update(stage.libraries)
+    return {"python": platform.python_version(), **library_versions(libraries)}
+
+
+def _why_again(config: DataConfig, dataset: Path) -> list[str]:
+    """What is different from the dataset that stands here, in lines for a person."""
+    if not (dataset / MANIFEST).is_file():
+        return []
+    manifest = read_manifest(dataset)
+    lines = []
+    if manifest["config"] != plain(config):
+        lines.append("the config changed")
+    for name, version in _versions(config).items():
+        before = manifest["versions"].get(name)
+        if before != version and before is not None:
+            lines.append(f"{name} was {before} and is {version}")
+    damage = damaged_file(dataset, manifest)
+    if damage is not None:
+        lines.append(damage)
+    reason = "; ".join(lines) or "its inputs or the code of a stage changed"
+    return [f"dataset {dataset}: building what is not up to date: {reason}"]
 
 
 def _is_whole(dataset: Path, key: str) -> bool:
@@ -272,6 +306,8 @@ def _lock(log: TextIO) -> None:
     except BlockingIOError:
         print(f"{log.name}: another process is building this dataset; waiting for it", flush=True)
         fcntl.flock(log, fcntl.LOCK_EX)
+    except OSError as error:  # some network file systems have no locks
+        say(log, f"{log.name} cannot be locked ({error.strerror}): make sure that nobody else builds this dataset")
 
 
 @contextmanager

@@ -157,6 +157,7 @@ def test_only_what_changed_is_done_again(tmp_path: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     build_dataset(changed)
     printed = capsys.readouterr().out
+    assert "building what is not up to date: the config changed\n" in printed
     assert "read-alpha           done before" in printed and "shorten              done before" not in printed
     build_dataset(replace(changed, path=str(tmp_path / "fresh")))
     assert file_hashes(tmp_path / "dataset") == file_hashes(tmp_path / "fresh")
@@ -251,6 +252,40 @@ def test_a_full_disk_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, monk
     build_dataset(config)
     build_dataset(replace(config, path=str(tmp_path / "other")))
     assert file_hashes(tmp_path / "dataset") == file_hashes(tmp_path / "other")
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="no unshare: cannot make a small disk")
+def test_a_disk_that_is_really_full(tmp_path: Path, whole: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    build = f"{sys.executable} -m tests.data.build_cases {disk}/dataset 2 0"
+    script = (
+        f"mount -t tmpfs -o size=120k tmpfs {disk} || exit 99; {build}; echo first $?; "
+        f"mount -o remount,size=50m {disk} && {build}; echo second $?; cp -r {disk}/dataset {tmp_path}/copy"
+    )
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)
+    if done.returncode == 99 or "unshare failed" in done.stderr:
+        pytest.skip("this machine lets nobody mount a small disk")
+    assert "first 1" in done.stdout and "second 0" in done.stdout, done.stdout + done.stderr
+    assert "the disk is full" in done.stderr.strip().splitlines()[-1]
+    assert file_hashes(tmp_path / "copy") == file_hashes(whole)
+
+
+def test_a_dataset_built_elsewhere_is_taken_as_it_is(tmp_path: Path, whole: Path) -> None:
+    shutil.copytree(whole, tmp_path / "copy", ignore=shutil.ignore_patterns("stages", "build.log"))
+    elsewhere = make_config(tmp_path / "copy", seed=7, rebuild=False, sources=(Unreachable(name="gone"),))
+    before = file_hashes(tmp_path / "copy")
+    assert build_dataset(elsewhere) == tmp_path / "copy" and file_hashes(tmp_path / "copy") == before
+    next((tmp_path / "copy" / "documents").iterdir()).unlink()
+    with pytest.raises(ValueError, match=r"documents/.* is missing; copy the dataset again"):
+        build_dataset(elsewhere)
+    with pytest.raises(ValueError, match="no whole dataset here"):
+        build_dataset(make_config(tmp_path / "nothing", rebuild=False))
+
+
+class Unreachable(Invented):
+    def inputs_key(self):
+        raise ValueError("no such input")
 
 
 def test_two_builds_of_one_dataset_wait_for_each_other(tmp_path: Path, whole: Path) -> None:
