@@ -13,7 +13,7 @@ Process p of P gets rows [p * B / P, (p + 1) * B / P) of every global batch.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -187,7 +187,7 @@ class Loader:
             batch["loss_weights"][(rows >= start) & (rows < stop)] = 0.0
         return checked(batch)
 
-    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+    def iterate(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of start_step, start_step + 1, ... without end, made `prefetch` ahead in one thread."""
         steps = grain.MapDataset.range(start_step, LAST_STEP).map(self.batch)
         dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
@@ -272,7 +272,7 @@ def open_loader(
     rows = process_rows(config.global_batch_size, process_index, process_count)
     reader = open_tokens(dataset, split, tokenizer=tokenizer, cache_bytes=config.cache_bytes)
     folder = Path(dataset) / "cache" / "plans"
-    wanted = dict(config.weights) or reader.index
+    wanted = token_weights(dict(config.weights), {source: index.tokens for source, index in reader.index.items()})
     plans = {
         source: cached_plan(folder, index.num_tokens, config.seq_len, config.packing)
         for source, index in reader.index.items()

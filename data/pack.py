@@ -136,7 +136,7 @@ def _first_fit(pairs: np.ndarray, seq_len: int) -> tuple[np.ndarray, ...]:
 
 
 def _assign_bins(lengths: np.ndarray, seq_len: int) -> np.ndarray:
-    """The bin of each length: the first open one with room, else a new one in place of the fullest of OPEN_BINS."""
+    """The bin of each length: the first of OPEN_BINS slots with room, else a new bin in the slot of the fullest."""
     free = np.zeros(min(OPEN_BINS, max(len(lengths), 1)), np.int32)  # room in each open bin; 0: not opened or full
     number = np.zeros(len(free), np.int64)
     bins = np.empty(len(lengths), np.int64)
@@ -187,6 +187,6 @@ def cached_plan(folder: Path, num_tokens: np.ndarray, seq_len: int, packing: Pac
                 return plan
     try:
         arrays = {name: np.load(final / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{final}: unreadable packing plan ({error}); remove this folder, it is made again") from error
     return Plan(seq_len=seq_len, **arrays)

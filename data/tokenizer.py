@@ -227,7 +227,10 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         tokenizer = _read_ours(folder / MODEL_FILE)
         if tokenizer is not None:
             return tokenizer
-        raise ValueError(f"{folder / MODEL_FILE}  rewrites spaces; put a tokenizer.json beside it")
+        raise ValueError(
+            f"{folder / MODEL_FILE}: not a whole model trained here (cut, or another SentencePiece model, which "
+            "rewrites spaces); copy it again, or put a tokenizer.json beside it"
+        )
     raise ValueError(f"{folder}: no tokenizer here; expected tokenizer.model or tokenizer.json")
 
 
