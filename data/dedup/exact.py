@@ -20,7 +20,7 @@ import xxhash
 
 from data.dedup.rows import Rows, RowWriter, SurvivorPolicy, load_array, mark_whole, save_array, whole_count
 from data.dedup.runs import Range, groups, plan_ranges, split_groups, write_run
-from data.dedup.verdicts import Alarms, Removal, cluster_report, save_verdicts
+from data.dedup.verdicts import Alarms, Clusters, Removal, save_verdicts
 from data.engine import Engine
 from data.stage import NOT_IN_KEY, Counts
 from data.tables import read_documents, write_json
@@ -77,13 +77,12 @@ class ExactDedup:
             unusable="empty_text",
             threshold=1.0,
         )
-        sizes: Counter[int] = Counter()
-        for part in found:
-            sizes.update(part)
+        clusters = sum(found, Clusters({}))
+        self.alarms.check_clusters(self.name, clusters)
         sources = removal.sources()
         self.alarms.check_sources(self.name, sources)
         total = removal.run(engine)
-        write_json(output / "dedup.json", {"sources": sources, "clusters": cluster_report(sizes)})
+        write_json(output / "dedup.json", {"sources": sources, "clusters": clusters.report()})
         shutil.rmtree(work, ignore_errors=True)
         return total
 
@@ -120,12 +119,11 @@ def _scan(stage: ExactDedup, shard: tuple[str, str]) -> int:
     return mark_whole(folder, count)
 
 
-def _decide(stage: ExactDedup, rows: Rows, task: tuple[str, Range]) -> dict[int, int]:
-    """Verdicts of one range of hashes; how many clusters have which size."""
+def _decide(stage: ExactDedup, rows: Rows, task: tuple[str, Range]) -> Clusters:
+    """Verdicts of one range of hashes; their clusters."""
     folder, piece = task
     removed: list[int] = []
     partners: list[int] = []
-    sizes: Counter[int] = Counter()
     for group in split_groups(*groups(piece)):
         second = np.empty(len(group), np.uint64)
         for shard, where, local in rows.shards_of(group):
@@ -134,12 +132,10 @@ def _decide(stage: ExactDedup, rows: Rows, task: tuple[str, Range]) -> dict[int,
             same = group[second == value]
             if len(same) > 1:
                 ordered = same[rows.order(same)]
-                stage.alarms.check_cluster(stage.name, len(same) - 1, rows.ids(ordered[:1])[0])
                 removed += ordered[1:].tolist()
                 partners += [int(ordered[0])] * (len(same) - 1)
-                sizes[len(same)] += 1
     save_verdicts(Path(folder), np.array(removed, np.int64), np.array(partners, np.int64), np.ones(len(removed)))
-    return dict(sizes)
+    return Clusters.of(np.array(partners, np.int64), rows)
 
 
 def check_ids(rows: Rows, runs: Sequence[Path], memory_bytes: int, engine: Engine, step: str) -> None:

@@ -12,7 +12,6 @@ and one shard's hashes (about the size of its text).
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +28,7 @@ from data.dedup.minhash import MinHasher
 from data.dedup.rows import Rows, RowWriter, SurvivorPolicy, mark_whole, save_array, whole_count
 from data.dedup.runs import Range, plan_ranges, sorted_pairs, write_run
 from data.dedup.shingles import BATCH_CHARS, Shingles, hash_shingles, unique_sorted
-from data.dedup.verdicts import Alarms, Removal, cluster_report, load_verdicts, save_verdicts
+from data.dedup.verdicts import Alarms, Clusters, Removal, load_verdicts, save_verdicts
 from data.dedup.verify import ShingleFiles, verify
 from data.engine import Engine
 from data.stage import NOT_IN_KEY, Counts
@@ -103,16 +102,15 @@ class NearDedup:
             unusable="no_words",
             threshold=self.threshold,
         )
+        clusters = sum(found, Clusters({}))
+        self.alarms.check_clusters(self.name, clusters)
         sources = removal.sources()
         self.alarms.check_sources(self.name, sources)
         counts = removal.run(engine)
         if self.save_index:
             self._save_index(removal, output / "index", engine)
-        sizes: Counter[int] = Counter()
-        for part in found:
-            sizes.update(part)
         bands, band_rows = self.bands()
-        report = {"bands": bands, "rows": band_rows, "sources": sources, "clusters": cluster_report(sizes)}
+        report = {"bands": bands, "rows": band_rows, "sources": sources, "clusters": clusters.report()}
         write_json(output / "dedup.json", report)
         shutil.rmtree(scratch, ignore_errors=True)
         return counts
@@ -217,16 +215,12 @@ def _edges(task: tuple[Range, str]) -> int:
     return len(edges)
 
 
-def _verify(stage: NearDedup, files: ShingleFiles, first_old: int, task: tuple[str, Range]) -> dict[int, int]:
-    """Verdicts of one task; how many clusters have which size."""
+def _verify(stage: NearDedup, files: ShingleFiles, first_old: int, task: tuple[str, Range]) -> Clusters:
+    """Verdicts of one task; their clusters."""
     folder, piece = task
     found = verify(np.unique(sorted_pairs(piece)[1]), files, stage.threshold, first_old)
-    clusters = found.clusters()
-    if clusters:
-        largest = max(clusters, key=lambda row: (clusters[row], -row))
-        stage.alarms.check_cluster(stage.name, clusters[largest], files.rows.ids(np.array([largest]))[0])
     save_verdicts(Path(folder), np.array(found.rows), np.array(found.partners), np.array(found.values))
-    return dict(Counter(size + 1 for size in clusters.values()))
+    return Clusters.of(np.array(found.partners, np.int64), files.rows)
 
 
 def _save_part(stage: NearDedup, removal: Removal, task: tuple[int, str]) -> int:

@@ -124,7 +124,7 @@ def join_words(words: HashedWords, size: int, *, whole_only: bool = False) -> Ha
     step = np.uint64(_STEP)
     for offset in range(1, size):
         joined *= step
-        joined[: len(hashes) - offset] += hashes[offset:]
+        joined[: max(len(hashes) - offset, 0)] += hashes[offset:]
     valid = np.ones(len(hashes), bool)
     for back in range(1, size):  # the last size - 1 words of a document begin no shingle
         valid[(starts[1:] - back)[counts >= back]] = False

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -60,13 +59,49 @@ class Alarms:
                 "Alarms.max_source_loss if this is right"
             )
 
-    def check_cluster(self, step: str, size: int, partner: str) -> None:
+    def check_clusters(self, step: str, clusters: Clusters) -> None:
         """Raise DedupAlarm for a kept document that removes too many others."""
-        if self.max_cluster is not None and size > self.max_cluster:
+        if self.max_cluster is not None and clusters.largest > self.max_cluster:
             raise DedupAlarm(
-                f"{step}: {size:,} documents would be removed for repeating {partner!r}; allowed is "
-                f"{self.max_cluster:,}: look at them, then raise Alarms.max_cluster if this is right"
+                f"{step}: {clusters.largest:,} documents would be removed for repeating {clusters.partner!r}; allowed "
+                f"is {self.max_cluster:,}: look at them, then raise Alarms.max_cluster if this is right"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """Cluster sizes: how many clusters have which size (kept document and removals), and the largest.
+
+    largest: removals of the kept document that has most; partner: its id, the smallest of equals.
+    """
+
+    sizes: Mapping[int, int]
+    largest: int = 0
+    partner: str = ""
+
+    @classmethod
+    def of(cls, partners: np.ndarray, rows: Rows) -> Clusters:
+        """From the partner rows of some verdicts, all removals of a kept document among them."""
+        kept, counts = np.unique(partners, return_counts=True)
+        if not len(kept):
+            return cls({})
+        most = int(counts.max())
+        sizes, times = np.unique(counts + 1, return_counts=True)
+        return cls(dict(zip(sizes.tolist(), times.tolist())), most, min(rows.ids(kept[counts == most])))
+
+    def __add__(self, other: Clusters) -> Clusters:
+        sizes = {size: self.sizes.get(size, 0) + other.sizes.get(size, 0) for size in {*self.sizes, *other.sizes}}
+        first = min(self, other, key=lambda part: (-part.largest, part.partner))
+        return Clusters(sizes, first.largest, first.partner)
+
+    def report(self) -> dict[str, int]:
+        """A size histogram: {"2": n, "3": n, "4-7": n, ...}."""
+        bins: dict[str, int] = {}
+        for size, count in sorted(self.sizes.items()):
+            low = 1 << (size.bit_length() - 1)
+            label = str(size) if size < 4 else f"{low}-{2 * low - 1}"
+            bins[label] = bins.get(label, 0) + count
+        return bins
 
 
 def save_verdicts(folder: Path, rows: np.ndarray, partners: np.ndarray, values: np.ndarray) -> None:
@@ -166,13 +201,3 @@ def _drops(removal: Removal, number: int) -> dict[int, Drop]:
     for row in load_array(removal.rows.folders[number] / "unusable.npy").tolist():
         drops[row] = Drop(removal.unusable)
     return drops
-
-
-def cluster_report(sizes: Mapping[int, int]) -> dict[str, Any]:
-    """A size histogram for the report: {"2": n, "3": n, "4-7": n, ...}, a kept document counted in its cluster."""
-    bins: dict[str, int] = {}
-    for size, count in sorted(sizes.items()):
-        low = 1 << (size.bit_length() - 1)
-        label = str(size) if size < 4 else f"{low}-{2 * low - 1}"
-        bins[label] = bins.get(label, 0) + count
-    return bins

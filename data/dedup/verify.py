@@ -6,7 +6,7 @@ shares a band). So no two kept documents are a verified pair, and none goes for 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,10 +57,6 @@ class Verdicts:
     rows: list[int]
     partners: list[int]
     values: list[float]
-
-    def clusters(self) -> Counter[int]:
-        """Partner row -> documents that it removes."""
-        return Counter(self.partners)
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:

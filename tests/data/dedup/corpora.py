@@ -53,14 +53,15 @@ def _python_documents(modeling_files: int) -> tuple[Document, ...]:
                 continue
             found += [Document(id=f"{name}:{place}", text=text, source=package) for place, text in docstrings(tree)]
             if package == "transformers":
+                lines = source.splitlines(keepends=True)
                 for node in tree.body:
-                    if isinstance(node, ast.ClassDef):
-                        text = ast.get_source_segment(source, node) or ""
+                    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                        text = "".join(lines[node.lineno - 1 : node.end_lineno])
                         found.append(Document(id=f"{name}:{node.name}:code", text=text, source=f"{package}-code"))
     return tuple(document for document in found if len(document.text) >= MIN_CHARS)
 
 
-def python_corpus(count: int, seed: int, modeling_files: int = 80) -> list[Document]:
+def python_corpus(count: int, seed: int, modeling_files: int = 160) -> list[Document]:
     """A sample of real documents full of natural near-duplicates."""
     found = _python_documents(modeling_files)
     return random.Random(seed).sample(found, min(count, len(found)))
