@@ -18,28 +18,24 @@ import fcntl
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from data.engine import Engine, LocalPool
-from data.folders import PUBLISHED, STAGES, Step, kept_shards, publish, read_record, run_step, say
-from data.keys import library_versions, make_key, plain
-from data.manifest import FORMAT, MANIFEST, damaged_file, list_sizes, read_manifest, tally_stage
-from data.read import VERSION as READ_VERSION
-from data.read import read_source
+from data.engine import LocalPool
+from data.folders import PUBLISHED, STAGES, Step, publish, run_step, say
+from data.keys import library_versions, plain
+from data.manifest import FORMAT, MANIFEST, damaged_file, list_sizes, read_manifest
 from data.sources.source import Source
-from data.stage import NOT_IN_KEY, Counts, Stage
+from data.stage import NOT_IN_KEY, Stage
+from data.steps import read_step, stage_step, token_steps
 from data.tables import LIBRARIES as TABLE_LIBRARIES
 from data.tables import write_json
 from data.tokenizer import LIBRARIES as TOKENIZER_LIBRARIES
-from data.tokenizer import VERSION as TOKENIZER_VERSION
-from data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from data.tokenizer import TokenizerConfig
 from data.tokens import LIBRARIES as TOKENS_LIBRARIES
-from data.tokens import VERSION as TOKENS_VERSION
-from data.tokens import tokenize_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,32 +107,16 @@ def build_dataset(config: DataConfig) -> Path:
 def plan(config: DataConfig) -> list[Step]:
     """Every step of a build in order, with its key. Reads nothing but what identifies the input."""
     dataset = Path(config.path)
-    steps: list[Step] = []
-    for source in config.sources:
-        key = make_key(
-            "read",
-            version=READ_VERSION,
-            settings=[source, config.shard_bytes],
-            inputs=[source.version, source.inputs_key()],
-            libraries=source.libraries,
-        )
-        steps.append(Step(f"read-{source.name}", key, _reading(config, source)))
+    steps = [read_step(source, config.shard_bytes) for source in config.sources]
     before = list(steps)
     names: list[str] = []
     for stage in config.stages:
-        key = make_key(
-            stage.name,
-            version=stage.version,
-            settings=stage,
-            inputs=[step.key for step in before],
-            libraries=stage.libraries,
-        )
         names.append(stage.name)
         name = stage.name if names.count(stage.name) == 1 else f"{stage.name}.{names.count(stage.name)}"
-        steps.append(Step(name, key, _staging(dataset, stage, [dataset / step.folder for step in before])))
+        steps.append(stage_step(dataset, stage, name, before))
         before = steps[-1:]
     if config.tokenizer is not None:
-        steps += _token_steps(config, config.tokenizer, before)
+        steps += token_steps(dataset, config.tokenizer, config.seed, before)
     return steps
 
 
@@ -161,84 +141,6 @@ def _build(config: DataConfig, dataset: Path, steps: Sequence[Step], log: TextIO
             shutil.rmtree(folder)
     write_json(dataset / MANIFEST, _manifest(config, dataset, steps, records))
     say(log, f"dataset {dataset}: whole after {time.monotonic() - started:.1f} s")
-
-
-def _reading(config: DataConfig, source: Source) -> Callable[[Path, Engine], dict[str, Any]]:
-    def run(output: Path, engine: Engine) -> dict[str, Any]:
-        counts = read_source(source, output, engine, shard_bytes=config.shard_bytes)
-        return _books(f"read {source.name}", output, counts, None, engine)
-
-    return run
-
-
-def _staging(dataset: Path, stage: Stage, inputs: Sequence[Path]) -> Callable[[Path, Engine], dict[str, Any]]:
-    def run(output: Path, engine: Engine) -> dict[str, Any]:
-        before: dict[str, int] = {}
-        for folder in inputs:
-            for source, books in read_record(folder)["sources"].items():
-                before[source] = before.get(source, 0) + books["kept"]
-        counts = stage.run(kept_shards(inputs), output, engine)
-        return _books(stage.name, output, counts, before, engine)
-
-    return run
-
-
-def _token_steps(config: DataConfig, tokenizer: TokenizerConfig, before: Sequence[Step]) -> list[Step]:
-    dataset = Path(config.path)
-    inputs = [dataset / step.folder for step in before]
-    keys = [step.key for step in before]
-    training_key = make_key(
-        "tokenizer",
-        version=TOKENIZER_VERSION,
-        settings=tokenizer,
-        inputs=keys,
-        libraries=TOKENIZER_LIBRARIES,
-        writes_tables=False,
-    )
-    tokens_key = make_key(
-        "tokens",
-        version=TOKENS_VERSION,
-        settings=config.seed,
-        inputs=[training_key, *keys],
-        libraries=TOKENS_LIBRARIES,
-        writes_tables=False,
-    )
-
-    def train(output: Path, engine: Engine) -> dict[str, Any]:
-        train_tokenizer(tokenizer, kept_shards(inputs), output)
-        trained = load_tokenizer(output)
-        return {"vocab_size": trained.vocab_size, "fingerprint": trained.fingerprint}
-
-    training = Step("tokenizer", training_key, train)
-
-    def tokenize(output: Path, engine: Engine) -> dict[str, Any]:
-        counts = tokenize_stage(
-            kept_shards(inputs), dataset / training.folder, output / "tokens", engine, seed=config.seed
-        )
-        return {
-            "counts_by_split": {
-                split: {source: asdict(books) for source, books in by_source.items()}
-                for split, by_source in counts.items()
-            }
-        }
-
-    return [training, Step("tokens", tokens_key, tokenize)]
-
-
-def _books(name: str, output: Path, counts: Counts, before: Mapping[str, int] | None, engine: Engine) -> dict[str, Any]:
-    """The record of a document stage, after checking its own counts against its input and against its files."""
-    tally = tally_stage(output, before, engine)
-    for kind in ("kept", "dropped"):
-        found = sum(books[kind] for books in tally["sources"].values())
-        if found != getattr(counts, kind):
-            raise ValueError(f"{name}: says {getattr(counts, kind):,} {kind}, but its shards hold {found:,} documents")
-    came_in = counts.read if before is None else sum(before.values())
-    if counts.read != came_in or not counts.balanced:
-        raise ValueError(
-            f"{name}: the books do not balance: kept {counts.kept:,} + dropped {counts.dropped:,} is not "
-            f"read {counts.read:,} + created {counts.created:,} with {came_in:,} documents coming in"
-        )
-    return {"counts": asdict(counts), **tally}
 
 
 def _manifest(

@@ -1,0 +1,118 @@
+"""The steps of a build: each kind with its key, its work, and the check of its books."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data.engine import Engine
+from data.folders import Step, kept_shards, read_record
+from data.keys import make_key
+from data.manifest import tally_stage
+from data.read import VERSION as READ_VERSION
+from data.read import read_source
+from data.sources.source import Source
+from data.stage import Counts, Stage
+from data.tokenizer import LIBRARIES as TOKENIZER_LIBRARIES
+from data.tokenizer import VERSION as TOKENIZER_VERSION
+from data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from data.tokens import LIBRARIES as TOKENS_LIBRARIES
+from data.tokens import VERSION as TOKENS_VERSION
+from data.tokens import tokenize_stage
+
+
+def read_step(source: Source, shard_bytes: int) -> Step:
+    """The step that reads one source."""
+    key = make_key(
+        "read",
+        version=READ_VERSION,
+        settings=[source, shard_bytes],
+        inputs=[source.version, source.inputs_key()],
+        libraries=source.libraries,
+    )
+
+    def run(output: Path, engine: Engine) -> dict[str, Any]:
+        counts = read_source(source, output, engine, shard_bytes=shard_bytes)
+        return _books(f"read {source.name}", output, counts, None, engine)
+
+    return Step(f"read-{source.name}", key, run)
+
+
+def stage_step(dataset: Path, stage: Stage, name: str, before: Sequence[Step]) -> Step:
+    """The step that runs one stage over what the steps before it kept."""
+    key = make_key(
+        stage.name,
+        version=stage.version,
+        settings=stage,
+        inputs=[step.key for step in before],
+        libraries=stage.libraries,
+    )
+    inputs = [dataset / step.folder for step in before]
+
+    def run(output: Path, engine: Engine) -> dict[str, Any]:
+        came_in: dict[str, int] = {}
+        for folder in inputs:
+            for source, books in read_record(folder)["sources"].items():
+                came_in[source] = came_in.get(source, 0) + books["kept"]
+        counts = stage.run(kept_shards(inputs), output, engine)
+        return _books(stage.name, output, counts, came_in, engine)
+
+    return Step(name, key, run)
+
+
+def token_steps(dataset: Path, tokenizer: TokenizerConfig, seed: int, before: Sequence[Step]) -> list[Step]:
+    """The steps that train the tokenizer and write the token shards."""
+    inputs = [dataset / step.folder for step in before]
+    keys = [step.key for step in before]
+    training_key = make_key(
+        "tokenizer",
+        version=TOKENIZER_VERSION,
+        settings=tokenizer,
+        inputs=keys,
+        libraries=TOKENIZER_LIBRARIES,
+        writes_tables=False,
+    )
+    tokens_key = make_key(
+        "tokens",
+        version=TOKENS_VERSION,
+        settings=seed,
+        inputs=[training_key, *keys],
+        libraries=TOKENS_LIBRARIES,
+        writes_tables=False,
+    )
+
+    def train(output: Path, engine: Engine) -> dict[str, Any]:
+        train_tokenizer(tokenizer, kept_shards(inputs), output)
+        trained = load_tokenizer(output)
+        return {"vocab_size": trained.vocab_size, "fingerprint": trained.fingerprint}
+
+    training = Step("tokenizer", training_key, train)
+
+    def tokenize(output: Path, engine: Engine) -> dict[str, Any]:
+        counts = tokenize_stage(kept_shards(inputs), dataset / training.folder, output / "tokens", engine, seed=seed)
+        return {
+            "counts_by_split": {
+                split: {source: asdict(books) for source, books in by_source.items()}
+                for split, by_source in counts.items()
+            }
+        }
+
+    return [training, Step("tokens", tokens_key, tokenize)]
+
+
+def _books(name: str, output: Path, counts: Counts, before: Mapping[str, int] | None, engine: Engine) -> dict[str, Any]:
+    """The record of a document stage, after checking its own counts against its input and against its files."""
+    tally = tally_stage(output, before, engine)
+    for kind in ("kept", "dropped"):
+        found = sum(books[kind] for books in tally["sources"].values())
+        if found != getattr(counts, kind):
+            raise ValueError(f"{name}: says {getattr(counts, kind):,} {kind}, but its shards hold {found:,} documents")
+    came_in = counts.read if before is None else sum(before.values())
+    if counts.read != came_in or not counts.balanced:
+        raise ValueError(
+            f"{name}: the books do not balance: kept {counts.kept:,} + dropped {counts.dropped:,} is not "
+            f"read {counts.read:,} + created {counts.created:,} with {came_in:,} documents coming in"
+        )
+    return {"counts": asdict(counts), **tally}
