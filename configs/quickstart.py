@@ -11,6 +11,7 @@ from data.clean.recipes import code, prose
 from data.clean.stage import cleaning
 from data.dedup.decontaminate import Decontaminate
 from data.dedup.exact import ExactDedup
+from data.dedup.near import NearDedup
 from data.heldout import HeldOut
 from data.loader import LoaderConfig
 from data.sources.python_packages import PythonCode, PythonProse
@@ -52,7 +53,8 @@ def get_data() -> DataConfig:
         stages=(
             *cleaning(recipes=(("prose", prose()), ("code", code()))),
             ExactDedup(),
-            HeldOut(fraction=0.04),
+            NearDedup(),
+            HeldOut(fraction=0.05, seed=5),  # pyarrow and a dozen modules of Python: about one part in seventy of the text
             Decontaminate(),
         ),
         tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048, sample_bytes=4_000_000),
