@@ -107,6 +107,13 @@ def _run_with_kills(dataset: Path, workers: int, moments: random.Random) -> int:
             kills += 1
 
 
+def test_a_worker_killed_in_the_middle_of_a_shard_leaves_no_trace(whole: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "killed"
+    stages = (Shorten(killed=marker), *make_config(tmp_path).stages[1:])
+    build_dataset(make_config(tmp_path / "dataset", workers=2, stages=stages))
+    assert marker.exists() and file_hashes(tmp_path / "dataset") == file_hashes(whole)
+
+
 class Killed(BaseException):
     """Stands for kill -9: nothing catches it, and no file operation works after it."""
 
