@@ -1,0 +1,192 @@
+"""arXiv papers from LaTeX source: bulk tars, one archive a paper (tar.gz, gz), or folders of .tex files.
+
+ArxivSource(name="arxiv", paths=("arXiv_src_2001_*.tar",), metadata=("oai/*.xml",))
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
+
+from data.document import Document, Dropped
+from data.sources import files
+from data.sources.base import FileSource
+from data.sources.latex_source import Expander, find_main, resolve_inputs
+from data.sources.latex_text import latex_to_text, title_of
+from data.sources.limits import BombError, CorruptError
+from data.sources.oai import PaperMetadata, read_metadata
+from data.sources.text_files import decode_text, read_whole
+
+ARXIV_ID = re.compile(r"(?:arXiv[_:-]?)?(\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?_?/?\d{7})(?:v\d+)?", re.I)
+TEX_SUFFIXES = (".tex", ".ltx", ".latex", ".tikz", ".inc", ".txt", "")
+BLOCK = 512  # bytes of a tar header
+TAR_MAGIC_AT = 257
+
+
+class PathError(ValueError):
+    """A name in an archive leads out of it."""
+
+
+def arxiv_id(key: str) -> str:
+    """The arXiv identifier in a file name, or the name without its extensions."""
+    name = PurePosixPath(key).name
+    found = ARXIV_ID.match(name)
+    if not found:
+        return re.sub(r"\.(tar|gz|tgz|tex|zst)\b", "", name) or name
+    return re.sub(r"^([a-z-]+(?:\.[A-Z]{2})?)_?/?(\d{7})$", r"\1/\2", found.group(1), flags=re.I)
+
+
+def is_tar(head: bytes) -> bool:
+    """Whether 512 bytes are a tar header."""
+    return head[TAR_MAGIC_AT : TAR_MAGIC_AT + 5] == b"ustar"
+
+
+def safe_name(name: str) -> str:
+    """A member's name as a relative path. PathError where it climbs out."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise PathError(name)
+    return path.as_posix()
+
+
+def paper_text(texts: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    """(text, meta) of a paper from its TeX files. ValueError where no main file is found or nothing is in it."""
+    main = find_main(texts)
+    whole, missing = resolve_inputs(texts, main)
+    expander = Expander()
+    whole = expander.expand(whole)
+    return latex_to_text(whole), {"title": title_of(whole), "main_file": main, "missing_inputs": missing[:20]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArxivSource(FileSource):
+    """LaTeX papers.
+
+    metadata: OAI-PMH records (format arXiv) that give title, authors, categories, dates and licence by identifier.
+    """
+
+    metadata: tuple[str, ...] = ()
+
+    suffixes: ClassVar[tuple[str, ...]] = (".tar", ".tex", ".tgz", "")
+    code_modules: ClassVar[tuple[str, ...]] = (
+        *FileSource.code_modules,
+        *(
+            f"data.sources.{name}"
+            for name in ("arxiv", "latex_source", "latex_text", "oai", "xml_records", "text_files")
+        ),
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("lxml", "charset-normalizer")
+
+    def inputs_key(self) -> Any:
+        """The papers and the metadata files."""
+        extra = files.list_files(self.metadata, (".xml",)) if self.metadata else []
+        return {"papers": super().inputs_key(), "metadata": [[e.key, e.size, files.fingerprint(e)] for e in extra]}
+
+    def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
+        """One paper, or every paper of a bulk tar."""
+        known = read_metadata(self.metadata, self.limits) if self.metadata else {}
+        head = stream.peek(BLOCK)[:BLOCK]
+        if not is_tar(head):
+            data, whole = read_whole(stream, self.limits.max_record_bytes)
+            if not whole:
+                yield self.too_large(shard, None, len(data) + 1)
+                return
+            yield self._paper(shard, None, arxiv_id(shard["key"]), {PurePosixPath(shard["key"]).name: data}, known)
+            return
+        texts: dict[str, bytes] = {}
+        bulk = False
+        for name, data in self._members(stream, shard):
+            if isinstance(data, Dropped):
+                yield data
+            elif (
+                name.endswith((".gz", ".pdf"))
+                and PurePosixPath(name).name[:1]
+                and ARXIV_ID.match(PurePosixPath(name).name)
+            ):
+                bulk = True
+                yield self._bulk_member(shard, name, data, known)
+            else:
+                texts[name] = data
+        if texts or not bulk:
+            yield self._paper(shard, None, arxiv_id(shard["key"]), texts, known)
+
+    def _members(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[tuple[str, bytes | Dropped]]:
+        """(name, bytes or drop) of the regular files that may hold TeX, within the limits."""
+        count = 0
+        try:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    count += 1
+                    if count > self.limits.max_members:
+                        raise BombError(f"more than {self.limits.max_members} members")
+                    if not member.isfile():
+                        if member.issym() or member.islnk():
+                            yield member.name, self.drop(shard, f"member-{count}", "link_in_archive", value=member.name)
+                        continue
+                    try:
+                        name = safe_name(member.name)
+                    except PathError:
+                        yield "", self.drop(shard, f"member-{count}", "path_climbs_out", value=member.name)
+                        continue
+                    suffix = PurePosixPath(name).suffix.lower()
+                    if suffix not in (*TEX_SUFFIXES, ".gz", ".pdf"):
+                        continue
+                    if member.size > self.limits.max_record_bytes and suffix != ".pdf":
+                        yield name, self.drop(shard, name, "record_too_large", value=member.size)
+                        continue
+                    opened = archive.extractfile(member) if suffix != ".pdf" else None
+                    yield name, opened.read() if opened is not None else b""
+        except (tarfile.TarError, EOFError) as error:
+            raise CorruptError(str(error)) from error
+
+    def _bulk_member(
+        self, shard: Mapping[str, Any], name: str, data: bytes, known: Mapping[str, PaperMetadata]
+    ) -> Document | Dropped:
+        if name.endswith(".pdf"):
+            return self.drop(shard, name, "pdf_only")
+        limit = self.limits.max_record_bytes
+        try:
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as opened:
+                inner = opened.read(limit + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            return self.drop(shard, name, "corrupt_record", value=str(error))
+        if len(inner) > limit:
+            return self.drop(shard, name, "record_too_large", value=len(inner), threshold=limit)
+        if not is_tar(inner[:BLOCK]):
+            return self._paper(shard, name, arxiv_id(name), {"main.tex": inner}, known)
+        members = self._members(io.BytesIO(inner), {**shard, "key": f"{shard['key']}:{name}"})
+        try:
+            texts = {path: content for path, content in members if isinstance(content, bytes)}
+        except (CorruptError, BombError) as error:
+            return self.drop(shard, name, "corrupt_record", value=str(error))
+        return self._paper(shard, name, arxiv_id(name), texts, known)
+
+    def _paper(
+        self,
+        shard: Mapping[str, Any],
+        record: str | None,
+        number: str,
+        data: Mapping[str, bytes],
+        known: Mapping[str, PaperMetadata],
+    ) -> Document | Dropped:
+        texts = {}
+        for name, content in data.items():
+            if not name.endswith((".gz", ".pdf")):
+                try:
+                    texts[name] = decode_text(content)[0].replace("\r\n", "\n").replace("\r", "\n")
+                except ValueError:
+                    continue
+        try:
+            text, meta = paper_text(texts)
+        except (ValueError, RecursionError) as error:
+            return self.drop(shard, record, "bad_latex", value=str(error) or type(error).__name__, arxiv_id=number)
+        if number in known:
+            meta.update(known[number].as_meta())
+        return self.document(shard, record, text, arxiv_id=number, group=f"arxiv:{number}", **meta)

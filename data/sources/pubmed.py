@@ -1,0 +1,85 @@
+"""PubMed records (baseline and update XML): title and abstract, with headings of structured abstracts.
+
+PubmedSource(name="pubmed", paths=("pubmed26n*.xml.gz",))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lxml import etree
+
+from data.document import Document, Dropped
+from data.sources.base import FileSource
+from data.sources.jats import inline
+from data.sources.xml_records import child, cut_records, local_name, parse_xml, text_of
+
+MONTHS = {name: f"{number:02d}" for number, name in enumerate(
+    ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"), 1)}  # fmt: skip
+
+
+def _folded(element: etree._Element | None) -> str:
+    return " ".join(inline(element).split()).replace("_ ", "_") if element is not None else ""
+
+
+def record_text(record: etree._Element) -> tuple[str, dict[str, Any]]:
+    """(text, meta) of one `<PubmedArticle>`; text "" where it has no abstract."""
+    citation = child(record, "MedlineCitation")
+    article = child(citation, "Article")
+    title = _folded(child(article, "ArticleTitle"))
+    parts = []
+    for section in child(article, "Abstract") if child(article, "Abstract") is not None else ():
+        if local_name(section) == "AbstractText" and (text := _folded(section)):
+            label = section.get("Label")
+            parts.append(f"{label}: {text}" if label else text)
+    published = child(article, "Journal", "JournalIssue", "PubDate")
+    month = text_of(child(published, "Month"))
+    date = "-".join(
+        filter(
+            None, (text_of(child(published, "Year")), MONTHS.get(month[:3], month), text_of(child(published, "Day")))
+        )
+    ) or text_of(child(published, "MedlineDate"))
+    headings = child(citation, "MeshHeadingList")
+    meta = {
+        "title": title,
+        "pmid": text_of(child(citation, "PMID")),
+        "doi": next((text_of(e) for e in article if e.get("EIdType") == "doi"), None) if article is not None else None,
+        "journal": text_of(child(article, "Journal", "Title")),
+        "date": date,
+        "language": text_of(child(article, "Language")),
+        "mesh": [text_of(child(heading, "DescriptorName")) for heading in (headings if headings is not None else ())],
+    }
+    return (f"# {title}\n\n" if title else "") + "\n\n".join(parts) if parts else "", meta
+
+
+@dataclass(frozen=True, kw_only=True)
+class PubmedSource(FileSource):
+    """Records of PubMed XML files, streamed; records without an abstract are counted drops."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".xml",)
+    code_modules: ClassVar[tuple[str, ...]] = (
+        *FileSource.code_modules,
+        "data.sources.pubmed",
+        "data.sources.jats",
+        "data.sources.xml_records",
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("lxml",)
+
+    def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
+        """One document a record."""
+        for offset, data in cut_records(stream, "PubmedArticle", self.limits):
+            if isinstance(data, int):
+                yield self.too_large(shard, offset, data)
+                continue
+            try:
+                text, meta = record_text(parse_xml(data))
+            except ValueError as error:
+                yield self.drop(shard, offset, "bad_xml", value=str(error))
+                continue
+            record = f"{meta['pmid'] or 'record'}@{offset}"
+            if not text:
+                yield self.drop(shard, record, "no_abstract", title=meta["title"])
+            else:
+                yield self.document(shard, record, text, offset=offset, group=f"pubmed:{meta['pmid']}", **meta)

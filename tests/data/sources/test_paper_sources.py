@@ -1,0 +1,228 @@
+"""Papers: LaTeX sources in every packing, OAI and PubMed records, JATS articles."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from data.sources.arxiv import ArxivSource, arxiv_id, paper_text
+from data.sources.jats import JatsSource
+from data.sources.latex_source import Expander, resolve_inputs, strip_comments
+from data.sources.latex_text import latex_to_text
+from data.sources.limits import ReadLimits
+from data.sources.oai import OaiSource
+from data.sources.pubmed import PubmedSource
+from data.sources.xml_records import cut_records, parse_xml
+from tests.data.sources.helpers import read, reasons
+
+
+def headings(text: str) -> list[str]:
+    return [line for line in text.split("\n") if line.startswith("#")]
+
+
+@pytest.mark.real_data
+def test_the_emcee_paper_keeps_its_sections_and_loses_its_comments(real_data: Path) -> None:
+    path = real_data / "arxiv" / "emcee-ms.tex"
+    (document,), drops = read(ArxivSource(name="a", paths=(str(path),)))
+    assert not drops and document.meta["title"] == "emcee: The MCMC Hammer"
+    assert [h for h in headings(document.text) if h.startswith("## ")] == [
+        "## Abstract",
+        "## Introduction",
+        "## The Algorithm",
+        "## Tests",
+        "## Discussion & Tips",
+        "## Installation",
+        "## Issues & Contributions",
+        "## Online Documentation",
+    ]
+    for comment in ("has to be before amssymb", "math symbols", "adsabs.harvard.edu", "Citation alias"):
+        assert comment not in document.text
+    assert "% pip install emcee" in document.text  # in a listing, where % is no comment
+    assert "The algorithm behind emcee has several advantages" in document.text  # \this is a macro of a macro
+    assert "$\\sim N^2$" in document.text and "g(z^{-1}) = z \\, g(z)," in document.text
+    assert "bibitem" not in document.text and "Akeret" not in document.text and "\\cite" not in document.text
+    assert "König" not in document.text and "\\begin{" not in document.text.replace("\\begin{array}", "")
+
+
+def test_inputs_comments_macros_and_what_never_ends() -> None:
+    files = {
+        "main.tex": "\\documentclass{article}\n\\newcommand{\\me}[1]{Me #1}\\def\\x#1#2{#2#1}\\begin{document}\n"
+        "\\section{One}% gone\n\\input{parts/a}\\input{missing}\\include{main}\n"
+        "\\me{too}, \\x{b}{a}. 5\\% off\n\\end{document}",
+        "parts/a.tex": "Inside. \\input{b}",
+        "parts/b.tex": "Deeper.",
+        "other.tex": "\\documentclass{article} no document",
+    }
+    text, meta = paper_text(files)
+    assert text == "## One\n\nInside. Deeper. Me too, ab. 5% off"
+    assert meta["main_file"] == "main.tex" and meta["missing_inputs"] == ["missing", "main"]
+    bomb = "".join(f"\\def\\{chr(97 + i)}{{{(chr(92) + chr(98 + i) + ' ') * 10}}}" for i in range(12))
+    start = time.monotonic()
+    Expander().expand(bomb + "\\a")
+    Expander().expand("\\def\\a{\\a\\a}\\a")
+    latex_to_text("\\begin{a}" * 20_000 + "{" * 20_000 + "$" * 999 + "\\[" * 999)
+    resolve_inputs({"m.tex": "\\input{m}" * 1000}, "m.tex")
+    assert time.monotonic() - start < 20
+
+
+def test_latex_details() -> None:
+    assert strip_comments("a % b\nc\n\n% d\ne 5\\% f\\\\% g\n") == "a c\n\ne 5\\% f\\\\"
+    assert strip_comments("one % two\n\nthree") == "one \n\nthree"
+    assert latex_to_text("K\\\"onig \\'{e}t\\'e \\c{c}a na\\\"{\\i}ve \\o") == "König été ça naïve ø"
+    assert latex_to_text("``a'' --- b~c \\emph{d \\textbf{e}} f\\footnote{g}") == "“a” — b c d e f (g)"
+    assert latex_to_text("\\begin{itemize}\\item one\n\\item two\\end{itemize}") == "- one\n- two"
+    assert latex_to_text("\\begin{tabular}{ll}a & b \\\\ \\hline c & d\\end{tabular}") == "a | b\nc | d"
+    assert latex_to_text("x \\[ y \\] $a_1$ \\(b\\)") == "x\n\n$$\ny\n$$\n\n$a_1$ $b$"
+    assert (
+        latex_to_text("see Eq.~\\ref{eq:one} \\citep[e.g.][]{x}, \\url{http://a.b/c\\_d}")
+        == "see Eq. one, http://a.b/c_d"
+    )
+    assert latex_to_text("\\begin{figure}[h]\\includegraphics[width=1cm]{x}\\caption{A map.}\\end{figure}") == "A map."
+
+
+def _tar(members: dict[str, bytes], **links: str) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for name, target in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+    return stream.getvalue()
+
+
+PAPER = b"\\documentclass{a}\\title{T}\\begin{document}\\section{S} Text of the paper.\\end{document}"
+
+
+@pytest.mark.real_data
+def test_every_packing_of_papers_and_their_metadata(tmp_path: Path, real_data: Path) -> None:
+    one = gzip.compress(
+        _tar({"ms.tex": PAPER, "fig.png": b"\x89", "../evil.tex": PAPER, "/abs.tex": PAPER}, link="/etc/passwd")
+    )
+    bulk = _tar(
+        {
+            "1706/1706.05371.gz": one,
+            "1706/1706.09418.gz": gzip.compress(PAPER),
+            "1706/1706.00001.pdf": b"%PDF",
+            "1706/1706.00002.gz": b"\x1f\x8bbroken",
+            "1706/1706.00003.gz": gzip.compress(b"no latex here"),
+        }
+    )
+    (tmp_path / "arXiv_src_1706_001.tar").write_bytes(bulk)
+    (tmp_path / "1707.00874.tar.gz").write_bytes(one)
+    metadata = (str(real_data / "arxiv" / "arxiv-physics-hep-ex.xml"),)
+    documents, drops = read(ArxivSource(name="a", paths=(str(tmp_path),), metadata=metadata))
+    assert [d.meta["arxiv_id"] for d in documents] == ["1707.00874", "1706.05371", "1706.09418"]
+    assert documents[1].meta["title"].startswith("Evaluation of Silicon") and documents[1].text.endswith(
+        "Text of the paper."
+    )
+    assert documents[1].meta["licence"] == "http://arxiv.org/licenses/nonexclusive-distrib/1.0/"
+    assert reasons(drops) == {
+        "path_climbs_out": 2,
+        "link_in_archive": 1,
+        "pdf_only": 1,
+        "corrupt_record": 1,
+        "bad_latex": 1,
+    }
+    assert arxiv_id("hep-th9901001.gz") == "hep-th/9901001" and arxiv_id("x/2001.00001v2.tar.gz") == "2001.00001"
+
+
+def test_truncated_and_huge_archives_end(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(_tar({"a.tex": PAPER * 100})[:3000])
+    (tmp_path / "b.tar").write_bytes(_tar({f"{i}.tex": b"x" for i in range(50)}))
+    (tmp_path / "c.tar").write_bytes(_tar({"ms.tex": PAPER, "big.tex": b"x" * 50_000}))
+    documents, drops = read(
+        ArxivSource(name="a", paths=(str(tmp_path),), limits=ReadLimits(max_members=20, max_record_bytes=20_000))
+    )
+    assert len(documents) == 1 and reasons(drops) == {"corrupt_file": 1, "expands_too_far": 1, "record_too_large": 1}
+
+
+@pytest.mark.real_data
+def test_oai_records(real_data: Path) -> None:
+    documents, drops = read(OaiSource(name="o", paths=(str(real_data / "arxiv" / "arxiv-physics-hep-ex.xml"),)))
+    assert [d.meta["arxiv_id"] for d in documents] == ["1706.05371", "1706.09418", "1707.00874"] and not drops
+    assert (
+        documents[0].meta["authors"][0] == "Tyler Anderson"
+        and documents[1].meta["doi"] == "10.1140/epjc/s10052-017-5414-4"
+    )
+    assert documents[0].text.startswith(
+        "# Evaluation of Silicon Photomultipliers for use as Photosensors in Liquid Xenon"
+    )
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "first", "sections"),
+    [
+        (
+            "1472-6831-8-11.nxml",
+            "# The Dutch version of the Oral Health Impact Profile",
+            ["Abstract", "Background", "Methods", "Results", "Discussion", "Conclusion", "Authors' contributions",
+             "Pre-publication history"],
+        ),
+        ("ehp-116-1694.nxml", "# Dietary Exposure to 2,2′,4,4′", ["Abstract", "Materials and Methods", "Results", "Discussion"]),
+        (
+            "pone.0000217.nxml",
+            "# Quantifying Organismal Complexity",
+            ["Abstract", "Introduction", "Model and Results", "Discussion", "Methods", "Acknowledgments"],
+        ),
+    ],
+)  # fmt: skip
+def test_jats_sections_in_order(real_data: Path, name: str, first: str, sections: list[str]) -> None:
+    (document,), drops = read(JatsSource(name="j", paths=(str(real_data / "jats" / name),)))
+    assert not drops and document.text.startswith(first)
+    assert [h[3:] for h in headings(document.text) if h.startswith("## ")] == sections
+    assert "[]" not in document.text and "()" not in document.text and "</" not in document.text
+    if name.startswith("1472"):
+        assert (
+            "Total OHIP-NL (49) | 44.1 | 40.2 | 0.9 | 0.8" in document.text and document.meta["licence"] == "CC-BY-2.0"
+        )
+        assert "Table 1: Mean total scores" in document.text
+
+
+@pytest.mark.real_data
+def test_pubmed_records_and_a_pmc_tar(real_data: Path, tmp_path: Path) -> None:
+    (document,), _ = read(PubmedSource(name="p", paths=(str(real_data / "jats" / "pubmed-29768149.xml"),)))
+    assert document.meta["date"] == "2018-05-17" and "METHODS: We conducted a 52-week" in document.text
+    articles = {f"PMC/{path.name}": path.read_bytes() for path in sorted((real_data / "jats").glob("*.nxml"))}
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(_tar({**articles, "PMC/bad.xml": b"<article><unclosed>"})))
+    documents, drops = read(JatsSource(name="j", paths=(str(tmp_path),)))
+    assert len(documents) == 3 and reasons(drops) == {"bad_xml": 1}
+
+
+def test_records_are_cut_right_wherever_chunks_end() -> None:
+    class Slow(io.BytesIO):
+        def read1(self, size: int | None = -1) -> bytes:
+            return super().read(7)
+
+    data = (
+        b"<r>"
+        + b"".join(b"<rec id='%d'>%s</rec>\n" % (i, b"x" * (i * 13 % 90)) for i in range(50))
+        + b"<rec>never closed"
+    )
+    found = list(cut_records(Slow(data), "rec", ReadLimits(max_record_bytes=80)))  # type: ignore[arg-type]
+    assert [data[o : o + 4] for o, _ in found] == [b"<rec"] * 51
+    assert sum(isinstance(r, bytes) for _, r in found) == sum(
+        len(b"<rec id='%d'></rec>" % i) + i * 13 % 90 <= 80 for i in range(50)
+    )
+    assert all(r == data[o : o + len(r)] for o, r in found if isinstance(r, bytes))
+
+
+def test_xml_is_parsed_without_entities_or_files(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    with pytest.raises(ValueError, match="entity"):
+        parse_xml(f'<!DOCTYPE a [<!ENTITY x SYSTEM "file://{tmp_path}/secret">]><a>&x;</a>'.encode())
+    assert parse_xml(b"<a>&alpha;&nbsp;&amp;&undefined;</a>").text == "α\xa0&&undefined;"
+    with pytest.raises(ValueError):
+        parse_xml(b"<a>" * 100_000)
+    for junk in (b"", b"\x00", b"<", b"plain", b"<a></b>"):
+        with pytest.raises(ValueError):
+            parse_xml(junk)
