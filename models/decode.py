@@ -103,12 +103,12 @@ class Rows:
     """
 
     cache: KVCache
-    token_B: jax.Array
-    number_B: jax.Array
-    limit_B: jax.Array
-    request_B: jax.Array
-    done_B: jax.Array
-    seen_BV: jax.Array
+    token_B: Any
+    number_B: Any
+    limit_B: Any
+    request_B: Any
+    done_B: Any
+    seen_BV: Any
 
 
 # ------------------------------------------------------------------------------------------------ compiled functions

@@ -25,6 +25,11 @@ REFUSED = {"use_bidirectional_attention": False}
 LOCAL_EVERY = 6  # Gemma 3: five local layers, then a global one
 
 
+def optional_float(value: float | int | None) -> float | None:
+    """JSON writes 50.0 as 50 at times."""
+    return None if value is None else float(value)
+
+
 def _gemma(config: Json, *, sandwich: bool, attention: Attention, pattern: list[Block]) -> ModelConfig:
     bias = config.get("attention_bias", False)
     name = config.get("hidden_activation") or config.get("hidden_act") or "gelu_pytorch_tanh"
@@ -37,7 +42,7 @@ def _gemma(config: Json, *, sandwich: bool, attention: Attention, pattern: list[
             tied=config.get("tie_word_embeddings", True),
             scale=math.sqrt(config["hidden_size"]),
             max_positions=config.get("max_position_embeddings"),
-            logit_softcap=config.get("final_logit_softcapping") if sandwich else None,
+            logit_softcap=optional_float(config.get("final_logit_softcapping")) if sandwich else None,
         ),
         pattern=repeating(pattern),
     )
@@ -65,7 +70,8 @@ def read_gemma2(config: Json) -> ModelConfig:
     config = {"final_logit_softcapping": 30.0, "sliding_window": 4096, **config}
     types = layer_types(config, [FULL if i % 2 else WINDOWED for i in range(config["num_hidden_layers"])])
     attention = Attention(
-        softcap=config.get("attn_logit_softcapping", 50.0), query_scale=config.get("query_pre_attn_scalar", 256) ** -0.5
+        softcap=optional_float(config.get("attn_logit_softcapping", 50.0)),
+        query_scale=config.get("query_pre_attn_scalar", 256) ** -0.5,
     )
     rotary = read_rotary(config)
     pattern = [Block(window=window, rotary=rotary) for window in windows(config, types)]
@@ -92,7 +98,7 @@ def read_gemma3(config: Json) -> ModelConfig:
     local, full = _gemma3_rotaries(config)
     attention = Attention(
         qk_norm=RMSNorm(eps=config.get("rms_norm_eps", 1e-6), offset=True),
-        softcap=config.get("attn_logit_softcapping"),
+        softcap=optional_float(config.get("attn_logit_softcapping")),
         query_scale=config.get("query_pre_attn_scalar", 256) ** -0.5,
     )
     pattern = [Block(window=w, rotary=local if t == WINDOWED else full) for w, t in zip(windows(config, types), types)]

@@ -212,9 +212,9 @@ def read_smollm3(config: Json) -> ModelConfig:
 
 
 def write_smollm3(config: ModelConfig) -> dict[str, Any]:
-    rotary = next(block.rotary for block in config.blocks if block.rotary is not None)
+    rotary = next((block.rotary for block in config.blocks if block.rotary is not None), None)
     return write_qwen(config) | {
         "mlp_bias": config.mlp.bias,
         "no_rope_layers": [int(block.rotary is not None) for block in config.blocks],
-        "rope_parameters": rotary_json(rotary),
+        "rope_parameters": rotary_json(rotary) if rotary is not None else None,
     }

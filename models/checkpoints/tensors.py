@@ -9,7 +9,7 @@ import json
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -34,6 +34,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """Named tensors of one checkpoint, whatever file they lie in."""
 

