@@ -1,8 +1,8 @@
 """How fast four published filters run, side by side with datatrove: `python -m tests.bench.clean [--docs N]`.
 
 gopher_repetition, gopher_quality, c4 (datatrove's variant) and fineweb on English documents of about 1 kB, one core,
-each filter on every document. datatrove runs in its own environment, named by SLUICE_DATATROVE_PYTHON (datatrove 0.10 with
-spacy); both sides take turns on the same slices of documents and count processor time, and the figures are
+each filter on every document. datatrove runs in its own environment, named by SLUICE_DATATROVE_PYTHON (datatrove 0.10
+with spacy); both sides take turns on the same slices of documents and count processor time, and the figures are
 medians over the slices. Agreement is the share of documents on which all four filters decide alike.
 """
 
