@@ -69,7 +69,7 @@ def _tokenize_batch(
         yield document, Tokens(tokens, weights, len(text) if text.isascii() else len(text.encode()))
 
 
-def _weighted(document: Document, tokenizer: Tokenizer) -> tuple[list[int], np.ndarray]:
+def _weighted(document: Document, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """The ids of a document with loss spans, and the weights of BOS, ids and EOS."""
     text, ids, weights, end = document.text, [], [0.0], 0
     for start, stop in document.meta["loss_spans"]:
@@ -84,4 +84,4 @@ def _weighted(document: Document, tokenizer: Tokenizer) -> tuple[list[int], np.n
         end = stop
     rest = tokenizer.encode(text[end:])
     weights += [0.0] * len(rest) + [1.0 if end == len(text) and end else 0.0]
-    return ids + rest, np.array(weights, np.float32)
+    return np.array(ids + rest, np.uint32), np.array(weights, np.float32)

@@ -10,39 +10,37 @@ hold plain spaces, so that sentencepiece, transformers and this module agree on 
 
 from __future__ import annotations
 
-import heapq
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import sentencepiece
-import xxhash
 
-from data.tables import atomic_path, read_documents
+from data.tables import atomic_path
 from data.tokenizer_json import JsonTokenizer, fingerprint_of, parse_model, write_json_folder
+from data.tokenizer_sample import CHUNK_CHARS, SPACE, sample_texts, training_chunks
 
 VERSION = 1
 LIBRARIES = ("sentencepiece",)
-CODE_MODULES = ("data.tokenizer", "data.tokenizer_json")
+CODE_MODULES = ("data.tokenizer", "data.tokenizer_json", "data.tokenizer_sample")
 
 MODEL_FILE = "tokenizer.model"
 SPECIAL_IDS = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": 3}  # pieces <unk> <s> </s> <pad>
 BYTE_PIECES = 256
-SPACE = "▁"  # U+2581, how SentencePiece writes a space while it trains
-CHUNK_CHARS = 4096  # characters: documents are cut into pieces of this size for training, before line breaks
-DOCUMENT_SHARE = 16  # one document gives at most 1/16 of the sample
-# Characters that SentencePiece reserves while training: NUL, its space, its unknown mark (U+2585). A tab never becomes
-# part of a longer piece, so it stands in for them.
-RESERVED = str.maketrans({"\0": "\t", SPACE: "\t", "▅": "\t"})
 # Always in the vocabulary, so that ASCII text never needs byte pieces.
 REQUIRED_CHARS = "".join(map(chr, range(0x21, 0x7F))) + "\n" + SPACE
 # Unigram scores (nats) are rounded to this grid, so that sums over a text are exact in float32 up to 2**18 nats and a
 # tie between two segmentations is the same tie in sentencepiece (float32) and in tokenizers (float64).
 SCORE_GRID = 1 / 64
+WORD_END = re.compile("[^ ] ")
+WORDS = re.compile(" *[^ ]+| +")  # spaces and what follows them: pieces have spaces at their beginning only
+REMEMBERED_CHARS = 8 << 20  # of distinct words whose ids a tokenizer keeps before it starts anew (about 100 MB)
 SMALLEST_VOCABULARY = len(SPECIAL_IDS) + BYTE_PIECES + len(REQUIRED_CHARS)
 
 
@@ -93,7 +91,7 @@ class Tokenizer(Protocol):
     @property
     def fingerprint(self) -> str: ...
     def encode(self, text: str) -> list[int]: ...
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
     def piece(self, token: int) -> str: ...
     def save(self, folder: Path) -> None: ...
@@ -105,18 +103,42 @@ class SentencePieceTokenizer:
     def __init__(self, model: bytes):
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._ids_of: dict[str, bytes] = {}
+        self._remembered = 0
         self.vocab_size: int = self._processor.vocab_size()
         self.bos_id: int = self._processor.bos_id()
         self.eos_id: int = self._processor.eos_id()
         self.pad_id: int = self._processor.pad_id()
+        spec = parse_model(model).trainer_spec
+        self._bpe = spec.model_type == spec.BPE
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without BOS and EOS."""
-        return self._processor.encode(text)
+        return self.encode_batch([text])[0].tolist()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of many texts, in this thread."""
-        return self._processor.encode(list(texts), num_threads=1)
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of many texts, uint32, in this thread.
+
+        No piece crosses from a word to the space after it, so words are encoded apart. BPE slows down with the length
+        of a text, so each distinct word is encoded once and remembered. Unigram does not and takes long chunks.
+        """
+        return self._encode_words(texts) if self._bpe else self._encode_chunks(texts)
+
+    def _encode_words(self, texts: Sequence[str]) -> list[np.ndarray]:
+        words = [WORDS.findall(text) for text in texts]
+        if self._remembered > REMEMBERED_CHARS:
+            self._ids_of, self._remembered = {}, 0
+        ids_of = self._ids_of  # held here, so that another thread may start a new one
+        new = [word for word in set().union(*words) if word not in ids_of]
+        self._remembered += sum(map(len, new))
+        for word, ids in zip(new, self._processor.encode(new, num_threads=1)):
+            ids_of[word] = array("I", ids).tobytes()
+        return [np.frombuffer(b"".join(map(ids_of.__getitem__, text_words)), np.uint32) for text_words in words]
+
+    def _encode_chunks(self, texts: Sequence[str]) -> list[np.ndarray]:
+        chunks = [list(word_chunks(text)) for text in texts]
+        ids = iter(self._processor.encode([chunk for parts in chunks for chunk in parts], num_threads=1))
+        return [np.array([token for _ in parts for token in next(ids)], np.uint32) for parts in chunks]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""
@@ -162,39 +184,12 @@ def train_tokenizer(config: TokenizerConfig, shards: Sequence[Path], output: Pat
     return tokenizer
 
 
-def sample_texts(shards: Iterable[Path], sample_bytes: int, seed: int) -> list[str]:
-    """Texts of training documents (meta split "train", or none), up to `sample_bytes` UTF-8 bytes in all.
-
-    Documents with the smallest hash of (seed, id) are taken, in that order: the choice does not depend on how documents
-    are spread over shards, and memory stays near `sample_bytes` for input of any size.
-    """
-    heap: list[tuple[int, str, str, int]] = []  # (-hash, id, text, bytes): the largest hash on top
-    total = 0
-    for shard in shards:
-        for document in read_documents(shard):
-            if document.meta.get("split", "train") != "train" or not document.text:
-                continue
-            key = xxhash.xxh64_intdigest(document.id.encode(), seed)
-            if total >= sample_bytes and -key <= heap[0][0]:
-                continue
-            text = document.text[: max(sample_bytes // DOCUMENT_SHARE, CHUNK_CHARS)]
-            size = len(text.encode())
-            heapq.heappush(heap, (-key, document.id, text, size))
-            total += size
-            while total - heap[0][3] >= sample_bytes:
-                total -= heapq.heappop(heap)[3]
-    return [text for _, _, text, _ in sorted(heap, key=lambda item: (-item[0], item[1]))]
-
-
-def training_chunks(text: str) -> Iterator[str]:
-    """Cut a text into pieces for the trainer, before line breaks where there are some: it strips those at an end."""
-    text = text.translate(RESERVED)
+def word_chunks(text: str) -> Iterator[str]:
+    """Cut a text before spaces that follow a word, at about CHUNK_CHARS characters: no piece crosses those places."""
     start = 0
     while start < len(text):
-        stop = start + CHUNK_CHARS
-        if stop < len(text):
-            newline = text.rfind("\n", start + 1, stop)
-            stop = newline if newline > 0 else stop
+        end = WORD_END.search(text, start + CHUNK_CHARS)
+        stop = end.start() + 1 if end else len(text)
         yield text[start:stop]
         start = stop
 

@@ -36,7 +36,7 @@ from data.tokenizer import load_tokenizer
 
 VERSION = 1
 LIBRARIES = ("array_record", "pyarrow", "sentencepiece", "tokenizers")
-CODE_MODULES = ("data.tokenizer", "data.tokenizer_json", "data.tokenize", "data.tokens")
+CODE_MODULES = ("data.tokenizer", "data.tokenizer_json", "data.tokenizer_sample", "data.tokenize", "data.tokens")
 
 SPLITS = ("train", "heldout")
 INDEX_FILE = "index.arrow"

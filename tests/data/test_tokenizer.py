@@ -17,11 +17,10 @@ from data.tables import write_documents
 from data.tokenizer import (
     TokenizerConfig,
     load_tokenizer,
-    sample_texts,
     train_tokenizer,
-    training_chunks,
 )
 from data.tokenizer_json import JsonTokenizer
+from data.tokenizer_sample import sample_texts, training_chunks
 from tests.data.token_data import stdlib_documents, tree
 
 TRICKY = (
@@ -65,8 +64,9 @@ def texts() -> list[str]:
 def test_every_string_round_trips(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     for text, ids in zip(texts(), tokenizer.encode_batch(texts())):
-        assert tokenizer.decode(ids) == text
-        assert not {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} & set(ids)
+        assert tokenizer.decode(ids.tolist()) == text
+        assert ids.tolist() == tokenizer.encode(text)
+        assert not {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id} & set(ids.tolist())
 
 
 def test_transformers_sentencepiece_and_ours_give_the_same_ids(folder: Path) -> None:
@@ -163,7 +163,7 @@ def test_any_tokenizer_json_is_read(tmp_path: Path) -> None:
     for text in [*TRICKY, end]:
         assert tokenizer.decode(tokenizer.encode(text)) == text
         assert 0 not in tokenizer.encode(text)
-    assert tokenizer.encode_batch(TRICKY) == [tokenizer.encode(text) for text in TRICKY]
+    assert [ids.tolist() for ids in tokenizer.encode_batch(TRICKY)] == [tokenizer.encode(text) for text in TRICKY]
     tokenizer.save(tmp_path / "copy")
     assert load_tokenizer(tmp_path / "copy").fingerprint == tokenizer.fingerprint
 
