@@ -151,7 +151,7 @@ def read_documents(path: Path) -> Iterator[Document]:
     Raises ValueError in one line for a missing, truncated or foreign file.
     """
     for row in _read(path, DOCUMENT_SCHEMA):
-        yield _document(row)
+        yield _document(*row)
 
 
 def write_dropped(path: Path, dropped: Iterable[Dropped]) -> int:
@@ -164,9 +164,8 @@ def write_dropped(path: Path, dropped: Iterable[Dropped]) -> int:
 
 def read_dropped(path: Path) -> Iterator[Dropped]:
     """The dropped documents of one shard in order, streaming. Raises ValueError as `read_documents` does."""
-    for row in _read(path, DROPPED_SCHEMA):
-        drop = Drop(row["reason"], _value(row["value"]), _value(row["threshold"]), row["partner"])
-        yield Dropped(_document(row), row["step"], drop)
+    for *document, step, reason, value, threshold, partner in _read(path, DROPPED_SCHEMA):
+        yield Dropped(_document(*document), step, Drop(reason, _value(value), _value(threshold), partner))
 
 
 def count_rows(path: Path) -> int:
@@ -205,13 +204,13 @@ def _dropped_row(row: Dropped) -> Row:
     )
 
 
-def _document(row: Mapping[str, Any]) -> Document:
+def _document(name: str, text: str, source: str, meta: str, scores: str) -> Document:
     return Document(
-        id=row["id"],
-        text=row["text"],
-        source=row["source"],
-        meta=json.loads(row["meta"]),
-        scores=json.loads(row["scores"]),
+        id=name,
+        text=text,
+        source=source,
+        meta=json.loads(meta) if meta != "{}" else {},
+        scores=json.loads(scores) if scores != "{}" else {},
     )
 
 
@@ -250,7 +249,8 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def _read(path: Path, schema: pa.Schema) -> Iterator[dict[str, Any]]:
+def _read(path: Path, schema: pa.Schema) -> Iterator[tuple[Any, ...]]:
+    """Rows as tuples in the order of the schema."""
     with _opened(path) as file:
         missing = [name for name in schema.names if name not in file.schema_arrow.names]
         if missing:
@@ -258,13 +258,11 @@ def _read(path: Path, schema: pa.Schema) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{path}: not a document shard: columns {', '.join(missing)} missing, found {found}")
         for group in range(file.num_row_groups):
             try:
-                table = file.read_row_group(group, columns=schema.names, use_threads=False)
+                table = file.read_row_group(group, columns=schema.names, use_threads=False).select(schema.names)
             except (pa.ArrowException, OSError) as error:
                 raise ValueError(_unreadable(path, error)) from error
             for start in range(0, table.num_rows, READ_ROWS):
-                columns = [column.to_pylist() for column in table.slice(start, READ_ROWS).columns]
-                for row in zip(*columns):
-                    yield dict(zip(schema.names, row))
+                yield from zip(*(column.to_pylist() for column in table.slice(start, READ_ROWS).columns))
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -273,7 +271,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False, default=_plain, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 def _value(text: str | None) -> Any:
@@ -287,3 +285,9 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         return value.item()
     raise TypeError(f"{type(value).__name__} is not a JSON value")
+
+
+# One encoder for all rows: json.dumps would make one a call.
+_ENCODER = json.JSONEncoder(
+    ensure_ascii=False, sort_keys=True, allow_nan=False, default=_plain, separators=(",", ":"), check_circular=False
+)
