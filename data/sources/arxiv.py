@@ -102,18 +102,14 @@ class ArxivSource(FileSource):
             return
         texts: dict[str, bytes] = {}
         bulk = False
-        for name, data in self._members(stream, shard):
-            if isinstance(data, Dropped):
-                yield data
-            elif (
-                name.endswith((".gz", ".pdf"))
-                and PurePosixPath(name).name[:1]
-                and ARXIV_ID.match(PurePosixPath(name).name)
-            ):
+        for name, content in self._members(stream, shard):
+            if isinstance(content, Dropped):
+                yield content
+            elif name.endswith((".gz", ".pdf")) and ARXIV_ID.match(PurePosixPath(name).name):
                 bulk = True
-                yield self._bulk_member(shard, name, data, known)
+                yield self._bulk_member(shard, name, content, known)
             else:
-                texts[name] = data
+                texts[name] = content
         if texts or not bulk:
             yield self._paper(shard, None, arxiv_id(shard["key"]), texts, known)
 
@@ -163,10 +159,10 @@ class ArxivSource(FileSource):
             return self._paper(shard, name, arxiv_id(name), {"main.tex": inner}, known)
         members = self._members(io.BytesIO(inner), {**shard, "key": f"{shard['key']}:{name}"})
         try:
-            texts = {path: content for path, content in members if isinstance(content, bytes)}
+            inside = {path: content for path, content in members if isinstance(content, bytes)}
         except (CorruptError, BombError) as error:
             return self.drop(shard, name, "corrupt_record", value=str(error))
-        return self._paper(shard, name, arxiv_id(name), texts, known)
+        return self._paper(shard, name, arxiv_id(name), inside, known)
 
     def _paper(
         self,

@@ -81,8 +81,9 @@ class CommonCrawlSource:
         """The captures of one index page, in index order."""
         client = HttpClient(self.user_agent, self.http)
         index = client.get(self._query(shard["pattern"], page=shard["page"]))
-        pool: ExtractionPool[tuple[str, dict[str, Any]]]
-        with ExtractionPool(self.extract, workers=share_of_cores((shard,))) as pool:
+        workers = share_of_cores((shard,))
+        opened: ExtractionPool[tuple[str, dict[str, Any]]] = ExtractionPool(self.extract, workers=workers)
+        with opened as pool:
             for (record, meta), found in pool.map(self._pages(client, index.splitlines(), shard)):
                 values = {**meta, **found.meta}
                 value = values.pop("value", None)

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from data.sources import extract_worker
 from data.sources.extract_methods import FAVOUR, METHODS
@@ -183,7 +183,7 @@ class ExtractionPool(Generic[K]):
         for worker in self._all:
             self._idle.put(worker)
 
-    def __enter__(self) -> ExtractionPool[K]:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -86,7 +86,7 @@ def _trafilatura(text: str, url: str, favour: str) -> tuple[str, dict[str, Any]]
         favor_precision=favour == "precision",
         favor_recall=favour == "recall",
     )
-    if page is None or page.body is None:
+    if page is None or isinstance(page, dict) or page.body is None:
         return "", {}
     for head in page.body.iter("head"):
         level = (head.get("rend") or "h2")[1:2]

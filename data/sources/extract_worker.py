@@ -13,7 +13,7 @@ import resource
 import struct
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from data.sources.extract_methods import extract_page
 
@@ -21,7 +21,7 @@ RESET_PAGES = 200  # pages between clearings of trafilatura's caches, which only
 BASELINE_MB = 512  # MB of address space taken before any page, where the system does not tell
 
 
-def read_frame(stream: BinaryIO) -> bytes | None:
+def read_frame(stream: IO[bytes]) -> bytes | None:
     """One frame, or None at the end."""
     head = stream.read(4)
     if len(head) < 4:
@@ -30,7 +30,7 @@ def read_frame(stream: BinaryIO) -> bytes | None:
     return stream.read(size)
 
 
-def write_frame(stream: BinaryIO, data: bytes) -> None:
+def write_frame(stream: IO[bytes], data: bytes) -> None:
     """Write one frame and flush."""
     stream.write(struct.pack(">I", len(data)) + data)
     stream.flush()

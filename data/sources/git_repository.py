@@ -170,8 +170,9 @@ class GitSource:
                 texts[item[0]] = item[1], item[2].get("programming_language")
         stems = {PurePosixPath(path).stem: path for path in sorted(texts, reverse=True)}
         imports = {path: imports_of(path, text, language, stems) for path, (text, language) in texts.items()}
-        part, size, number = [], 0, 0
+        part: list[str] = []
         names: list[str] = []
+        size, number = 0, 0
         for path in dependency_order(imports):
             block = f"# file: {path}\n{texts[path][0].rstrip()}\n"
             if part and size + len(block.encode()) > self.max_document_bytes:

@@ -41,8 +41,9 @@ class HtmlFolder(FileSource):
 
     def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """One document a file, in file order."""
-        pool: ExtractionPool[Mapping[str, Any]]
-        with ExtractionPool(self.extract, workers=share_of_cores(self.shards())) as pool:
+        workers = share_of_cores(self.shards())
+        opened: ExtractionPool[Mapping[str, Any]] = ExtractionPool(self.extract, workers=workers)
+        with opened as pool:
             for file, found in pool.map((file, self._page(file)) for file in shard["files"]):
                 if found.reason:
                     yield self.drop(file, None, found.reason, value=found.meta.pop("fault", None), **found.meta)

@@ -15,7 +15,7 @@ from data.document import Document, Dropped
 from data.sources import files
 from data.sources.base import FileSource
 from data.sources.limits import BombError, CorruptError, ReadLimits
-from data.sources.xml_records import child, cut_records, local_name, parse_xml, text_of
+from data.sources.xml_records import child, children, cut_records, local_name, parse_xml, text_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ def parse_record(record: etree._Element) -> PaperMetadata | None:
         return None
     authors = [
         " ".join(filter(None, (text_of(child(author, "forenames")), text_of(child(author, "keyname")))))
-        for author in (child(inner, "authors") if child(inner, "authors") is not None else ())
+        for author in children(inner, "authors")
         if local_name(author) == "author"
     ]
     raw = text_of(child(inner, "authors")) if not authors else ""

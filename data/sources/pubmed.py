@@ -14,7 +14,7 @@ from lxml import etree
 from data.document import Document, Dropped
 from data.sources.base import FileSource
 from data.sources.jats import inline
-from data.sources.xml_records import child, cut_records, local_name, parse_xml, text_of
+from data.sources.xml_records import child, children, cut_records, local_name, parse_xml, text_of
 
 MONTHS = {name: f"{number:02d}" for number, name in enumerate(
     ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"), 1)}  # fmt: skip
@@ -30,7 +30,7 @@ def record_text(record: etree._Element) -> tuple[str, dict[str, Any]]:
     article = child(citation, "Article")
     title = _folded(child(article, "ArticleTitle"))
     parts = []
-    for section in child(article, "Abstract") if child(article, "Abstract") is not None else ():
+    for section in children(article, "Abstract"):
         if local_name(section) == "AbstractText" and (text := _folded(section)):
             label = section.get("Label")
             parts.append(f"{label}: {text}" if label else text)
@@ -41,7 +41,6 @@ def record_text(record: etree._Element) -> tuple[str, dict[str, Any]]:
             None, (text_of(child(published, "Year")), MONTHS.get(month[:3], month), text_of(child(published, "Day")))
         )
     ) or text_of(child(published, "MedlineDate"))
-    headings = child(citation, "MeshHeadingList")
     meta = {
         "title": title,
         "pmid": text_of(child(citation, "PMID")),
@@ -49,7 +48,7 @@ def record_text(record: etree._Element) -> tuple[str, dict[str, Any]]:
         "journal": text_of(child(article, "Journal", "Title")),
         "date": date,
         "language": text_of(child(article, "Language")),
-        "mesh": [text_of(child(heading, "DescriptorName")) for heading in (headings if headings is not None else ())],
+        "mesh": [text_of(child(heading, "DescriptorName")) for heading in children(citation, "MeshHeadingList")],
     }
     return (f"# {title}\n\n" if title else "") + "\n\n".join(parts) if parts else "", meta
 

@@ -155,7 +155,7 @@ def split_http(block: bytes) -> tuple[int, dict[str, str], bytes]:
     first = lines[0].split(None, 2) if lines else []
     if len(first) < 2 or not first[0].startswith("HTTP/") or not first[1].isdigit():
         return 0, {}, b""
-    headers = {}
+    headers: dict[str, str] = {}
     for line in lines[1:]:
         name, colon, value = line.partition(":")
         if colon:
@@ -228,8 +228,8 @@ class WarcSource(FileSource):
     def from_archive(self, raw: BinaryIO, shard: Mapping[str, Any], *, workers: int) -> Iterator[Document | Dropped]:
         """Documents and drops of one open archive; `shard["key"]` names it in ids."""
         blocked = self.block.build()
-        pool: ExtractionPool[tuple[int, dict[str, Any]]]
-        with ExtractionPool(self.extract, workers=workers) as pool:
+        opened: ExtractionPool[tuple[int, dict[str, Any]]] = ExtractionPool(self.extract, workers=workers)
+        with opened as pool:
             for (offset, meta), found in pool.map(self.pages(raw, blocked)):
                 values = {**meta, **found.meta}
                 if found.reason:

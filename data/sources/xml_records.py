@@ -114,6 +114,12 @@ def child(element: etree._Element | None, *path: str) -> etree._Element | None:
     return element
 
 
+def children(element: etree._Element | None, *path: str) -> list[etree._Element]:
+    """What stands directly below the element at the end of the path; [] where a step is missing."""
+    found = child(element, *path)
+    return list(found) if found is not None else []
+
+
 def text_of(element: etree._Element | None) -> str:
     """All text inside, white space folded; "" for None."""
     return " ".join("".join(element.itertext()).split()) if element is not None else ""

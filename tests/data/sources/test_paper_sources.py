@@ -168,7 +168,11 @@ def test_oai_records(real_data: Path) -> None:
             ["Abstract", "Background", "Methods", "Results", "Discussion", "Conclusion", "Authors' contributions",
              "Pre-publication history"],
         ),
-        ("ehp-116-1694.nxml", "# Dietary Exposure to 2,2′,4,4′", ["Abstract", "Materials and Methods", "Results", "Discussion"]),
+        (
+            "ehp-116-1694.nxml",
+            "# Dietary Exposure to 2,2′,4,4′",
+            ["Abstract", "Materials and Methods", "Results", "Discussion"],
+        ),
         (
             "pone.0000217.nxml",
             "# Quantifying Organismal Complexity",

@@ -1,0 +1,230 @@
+"""Forums and mailing lists: Discourse topics (JSON) and mbox archives. phpBB-like pages come in through HtmlFolder.
+
+DiscourseSource(name="forum", paths=("topics/",))        one file a topic, as /t/ID.json gives it
+MboxSource(name="list", paths=("2024-*.mbox.gz",))
+"""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from email.message import EmailMessage
+from typing import Any, ClassVar
+
+from data.document import Document, Dropped
+from data.sources.base import FileSource
+from data.sources.dialogue import MAX_TURNS, Turn, check_form, form_meta, turns_text
+from data.sources.grouping import Groups
+from data.sources.html_text import html_to_text
+from data.sources.text_files import read_whole
+
+QUOTED = re.compile(r"^(?:>.*|On .{5,200} wrote:|-----\s*Original Message\s*-----.*)$")
+SIGNATURE = re.compile(r"^-- ?$")
+REPLY_PREFIX = re.compile(r"^(?:(?:re|aw|sv|antw|fwd?|tr)(?:\[\d+\])?:\s*|\[[^\]]{1,40}\]\s*)+", re.I)
+MESSAGE_ID = re.compile(r"<[^<>\s]{1,500}>")
+FROM_LINE = re.compile(rb"^From \S.*\d\d:\d\d")  # mbox: a message begins; text lines are escaped as >From
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscourseSource(FileSource):
+    """Topics of a Discourse forum, one JSON file each. form: "text" or "messages"."""
+
+    form: str = "text"
+
+    suffixes: ClassVar[tuple[str, ...]] = (".json",)
+    files_per_shard: ClassVar[int] = 64
+    code_modules: ClassVar[tuple[str, ...]] = (
+        *FileSource.code_modules,
+        *(f"data.sources.{name}" for name in ("forums", "dialogue", "html_text")),
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("lxml",)
+
+    def __post_init__(self) -> None:
+        check_form(self.form)
+
+    def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
+        """The topic as one document; deleted, hidden and empty posts are counted drops."""
+        data, whole = read_whole(stream, self.limits.max_record_bytes)
+        if not whole:
+            yield self.too_large(shard, None, len(data) + 1)
+            return
+        try:
+            topic = json.loads(data)
+            posts = topic["post_stream"]["posts"]
+            if not isinstance(posts, list):
+                raise TypeError("posts is no list")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            yield self.drop(shard, None, "bad_json", value=f"{type(error).__name__}: {error}"[:200])
+            return
+        turns: list[Turn] = []
+        for number, post in enumerate(posts):
+            reason, turn = _discourse_post(post, number)
+            if turn is None:
+                yield self.drop(shard, f"post-{number}", reason)
+            elif len(turns) >= MAX_TURNS:
+                yield self.drop(shard, f"post-{number}", "beyond_max_turns", threshold=MAX_TURNS)
+            else:
+                turns.append(turn)
+        title = str(topic.get("title") or "")
+        if not turns:
+            yield self.drop(shard, None, "empty_text", records=0)
+            return
+        yield self.document(
+            shard,
+            None,
+            turns_text(turns, title),
+            title=title,
+            date=topic.get("created_at"),
+            tags=[str(tag.get("name") if isinstance(tag, dict) else tag) for tag in topic.get("tags") or ()],
+            topic=topic.get("id"),
+            records=len(turns),
+            group=f"discourse:{topic.get('id') or shard['key']}",
+            **form_meta(turns, title, self.form),
+        )
+
+
+def _discourse_post(post: Any, number: int) -> tuple[str, Turn | None]:
+    if not isinstance(post, dict) or not isinstance(post.get("cooked"), str):
+        return "not_a_post", None
+    if post.get("deleted_at") or post.get("user_deleted") or post.get("hidden") or post.get("post_type", 1) != 1:
+        return "deleted", None
+    text = html_to_text(post["cooked"])
+    score = post.get("like_count", post.get("score"))
+    if not text:
+        return "empty_text", None
+    return "", Turn(
+        str(post.get("id", number)),
+        str(post.get("username") or "someone"),
+        text,
+        0,
+        score if isinstance(score, int) else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MboxSource(FileSource):
+    """Mailing list archives; messages joined to threads by their references.
+
+    keep_quotes: whether lines quoted from an earlier message stay. form: "text" or "messages".
+    """
+
+    form: str = "text"
+    keep_quotes: bool = False
+
+    suffixes: ClassVar[tuple[str, ...]] = (".mbox", ".mbx", ".txt")
+    code_modules: ClassVar[tuple[str, ...]] = (
+        *FileSource.code_modules,
+        *(f"data.sources.{name}" for name in ("forums", "dialogue", "grouping", "html_text")),
+    )
+    libraries: ClassVar[tuple[str, ...]] = ("lxml",)
+
+    def __post_init__(self) -> None:
+        check_form(self.form)
+
+    def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
+        """Threads in the order of their first message."""
+        threads: dict[str, str] = {}  # message id -> thread; about 100 bytes a message
+        with Groups() as groups:
+            for offset, data in self._messages(stream):
+                if isinstance(data, int):
+                    yield self.too_large(shard, offset, data)
+                    continue
+                message = self._message(data, offset)
+                if isinstance(message, str):
+                    yield self.drop(shard, offset, message)
+                    continue
+                known = [threads[reference] for reference in message["references"] if reference in threads]
+                thread = known[0] if known else next(iter(message["references"]), message["id"])
+                for identifier in (message["id"], *message["references"]):
+                    threads.setdefault(identifier, thread)
+                groups.put(thread, message)
+            for thread, messages, count in groups.groups(MAX_TURNS):
+                for extra in range(len(messages), count):
+                    yield self.drop(shard, f"{thread}-message-{extra}", "beyond_max_turns", threshold=MAX_TURNS)
+                yield self._document(shard, messages)
+
+    def _messages(self, stream: Any) -> Iterator[tuple[int, bytes | int]]:
+        """(offset, message or its size where it is too large)."""
+        lines: list[bytes] = []
+        offset = start = size = 0
+        limit = self.limits.max_record_bytes
+        while line := stream.readline(1 << 16):
+            if FROM_LINE.match(line) and (not lines or lines[-1] in (b"\n", b"\r\n") or not size):
+                if size:
+                    yield start, b"".join(lines) if size <= limit else size
+                lines, start, size = [], offset, 0
+            offset += len(line)
+            size += len(line)
+            if size <= limit or line in (b"\n", b"\r\n"):
+                lines.append(line)
+            if size > limit:
+                lines = lines[-1:]
+        if size:
+            yield start, b"".join(lines) if size <= limit else size
+
+    def _message(self, data: bytes, offset: int) -> dict[str, Any] | str:
+        """One message in plain values, or the reason why not."""
+        if not FROM_LINE.match(data):
+            return "not_a_message"
+        try:
+            message = email.message_from_bytes(data.partition(b"\n")[2], policy=email.policy.default)
+            assert isinstance(message, EmailMessage)
+            text = _body_text(message)
+            headers = {name: str(message.get(name, "")) for name in ("Subject", "From", "Date", "Message-ID")}
+            references = MESSAGE_ID.findall(f"{message.get('References', '')} {message.get('In-Reply-To', '')}")
+        except Exception as error:  # the e-mail package raises many kinds on broken headers
+            return "bad_message" if not isinstance(error, MemoryError) else "record_too_large"
+        lines = []
+        for line in text.split("\n"):
+            if SIGNATURE.match(line):
+                break
+            line = line.removeprefix(">") if line.startswith(">From ") else line
+            if self.keep_quotes or not QUOTED.match(line.strip()):
+                lines.append(line.rstrip())
+        body = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+        if not body:
+            return "empty_text"
+        identifier = MESSAGE_ID.search(headers["Message-ID"])
+        return {
+            "id": identifier.group(0) if identifier else f"<{offset}>",
+            "references": list(dict.fromkeys(references)),
+            "title": " ".join(REPLY_PREFIX.sub("", headers["Subject"]).split()),
+            "author": re.sub(r"\s*<[^<>]*>|[\"']", "", headers["From"]).strip() or "someone",
+            "date": headers["Date"],
+            "text": body,
+            "offset": offset,
+        }
+
+    def _document(self, shard: Mapping[str, Any], messages: list[dict[str, Any]]) -> Document | Dropped:
+        first = messages[0]
+        turns = [Turn(message["id"], message["author"], message["text"]) for message in messages]
+        return self.document(
+            shard,
+            first["offset"],
+            turns_text(turns, first["title"]),
+            title=first["title"],
+            date=first["date"],
+            message_id=first["id"],
+            offset=first["offset"],
+            records=len(messages),
+            group=f"mbox:{shard['key']}:{first['offset']}",
+            **form_meta(turns, first["title"], self.form),
+        )
+
+
+def _body_text(message: EmailMessage) -> str:
+    """The plain part, else the HTML part as text."""
+    part = message.get_body(preferencelist=("plain", "html"))
+    if part is None:
+        return ""
+    try:
+        content = part.get_content()
+    except (LookupError, UnicodeError):
+        payload = part.get_payload(decode=True)
+        content = payload.decode("latin-1") if isinstance(payload, bytes) else str(payload)
+    text = content if isinstance(content, str) else ""
+    return html_to_text(text) if part.get_content_type() == "text/html" else text.replace("\r\n", "\n")

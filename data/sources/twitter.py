@@ -1,0 +1,209 @@
+"""Twitter/X posts: stream and archive JSON of API v1.1 and v2; retweets folded into what they repeat, threads joined.
+
+TwitterSource(name="tweets", paths=("stream-2021-06/*.json.bz2", "archive/tweets.js"))
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from data.document import Document, Dropped
+from data.sources import files
+from data.sources.base import FileSource
+from data.sources.dialogue import MAX_TURNS, Turn, check_form, form_meta, turns_text, walk_tree
+from data.sources.grouping import Groups
+from data.sources.text_files import read_whole
+
+ARCHIVE_HEAD = re.compile(rb"\s*window\.YTD\.[A-Za-z0-9_.]{1,80}\s*=\s*")
+LINK = re.compile(r"https://t\.co/\w+")
+LEADING_NAMES = re.compile(r"^(?:@\w{1,20}\s+)+")
+
+
+def normal_post(record: Mapping[str, Any], users: Mapping[str, str]) -> dict[str, Any] | None:
+    """One post of either API version in one shape; None for what is no post (deletions, limits, profiles).
+
+    users: v2 keeps names apart from posts; author id -> name.
+    """
+    record = record.get("tweet", record) if isinstance(record.get("tweet"), dict) else record
+    identifier = record.get("id_str") or record.get("id")
+    text = _full_text(record)
+    if identifier is None or text is None:
+        return None
+    user = record.get("user") if isinstance(record.get("user"), dict) else {}
+    author = str(record.get("author_id") or user.get("id_str") or "")
+    references = {
+        item.get("type"): str(item.get("id"))
+        for item in record.get("referenced_tweets") or ()
+        if isinstance(item, dict) and item.get("id")
+    }
+    parent = record.get("in_reply_to_status_id_str") or references.get("replied_to")
+    metrics = record.get("public_metrics") if isinstance(record.get("public_metrics"), dict) else {}
+    likes = record.get("favorite_count", metrics.get("like_count", 0))
+    return {
+        "id": str(identifier),
+        "author": str(user.get("screen_name") or users.get(author) or author or "someone"),
+        "text": clean_post(text, record.get("entities")),
+        "parent": str(parent) if parent else "",
+        "retweets": references.get("retweeted", ""),
+        "conversation": str(record.get("conversation_id") or ""),
+        "date": str(record.get("created_at") or ""),
+        "language": record.get("lang") if record.get("lang") not in (None, "und", "qme", "zxx") else None,
+        "likes": int(likes) if str(likes).isdigit() else 0,
+    }
+
+
+def _full_text(record: Mapping[str, Any]) -> str | None:
+    extended, note = record.get("extended_tweet"), record.get("note_tweet")
+    for holder in (note, extended, record):
+        if isinstance(holder, dict):
+            for name in ("full_text", "text"):
+                if isinstance(holder.get(name), str):
+                    return str(holder[name])
+    return None
+
+
+def clean_post(text: str, entities: Any) -> str:
+    """Entities resolved: shortened links become what they stand for, media links go."""
+    urls = entities.get("urls") if isinstance(entities, dict) else None
+    for item in urls if isinstance(urls, list) else ():
+        if isinstance(item, dict) and isinstance(item.get("url"), str) and isinstance(item.get("expanded_url"), str):
+            text = text.replace(item["url"], item["expanded_url"])
+    return html.unescape(LINK.sub("", text)).strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwitterSource(FileSource):
+    """Posts as threads.
+
+    form: "text" or "messages". keep_handles: False drops the names a reply starts with.
+    min_turns: shorter threads are counted drops.
+    """
+
+    form: str = "text"
+    keep_handles: bool = False
+    min_turns: int = 1
+
+    suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl", ".ndjson", ".js")
+    code_modules: ClassVar[tuple[str, ...]] = (
+        *FileSource.code_modules,
+        *(f"data.sources.{name}" for name in ("twitter", "dialogue", "grouping")),
+    )
+
+    def __post_init__(self) -> None:
+        check_form(self.form)
+
+    def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
+        """Threads in the order of their first post; meta["records"] is how many posts each is made of."""
+        with Groups() as groups:
+            for where, record in self._records(stream, shard):
+                if isinstance(record, Dropped):
+                    yield record
+                else:
+                    yield from self._put(shard, where, record, groups)
+            for thread, posts, count in groups.groups(10 * MAX_TURNS):
+                yield from self._threads(shard, thread, posts, count)
+
+    def _records(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any] | Dropped]]:
+        """(place, object or drop): one JSON value a line, or one array, as in an account's own archive."""
+        head = stream.peek(256)[:256].lstrip()
+        if ARCHIVE_HEAD.match(head) or head[:1] == b"[":
+            data, whole = read_whole(stream, 8 * self.limits.max_record_bytes)
+            if not whole:
+                yield "file", self.too_large(shard, "file", len(data) + 1)
+                return
+            try:
+                values = json.loads(ARCHIVE_HEAD.sub(b"", data, count=1))
+            except (ValueError, RecursionError) as error:
+                yield "file", self.drop(shard, "file", "bad_json", value=str(error)[:200])
+                return
+            for number, value in enumerate(values if isinstance(values, list) else [values]):
+                yield number, value if isinstance(value, dict) else self.drop(shard, number, "not_an_object")
+            return
+        for offset, line in files.iter_lines(stream, self.limits):
+            if isinstance(line, int):
+                yield offset, self.too_large(shard, offset, line)
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                yield offset, self.drop(shard, offset, "bad_json")
+                continue
+            yield offset, value if isinstance(value, dict) else self.drop(shard, offset, "not_an_object")
+
+    def _put(self, shard: Mapping[str, Any], where: Any, record: dict[str, Any], groups: Groups) -> Iterator[Dropped]:
+        """Keep the posts of one JSON value: a post, or a v2 page {"data", "includes"}."""
+        included = record.get("includes") if isinstance(record.get("includes"), dict) else {}
+        assert isinstance(included, dict)
+        users = {
+            str(user.get("id")): str(user.get("username"))
+            for user in included.get("users") or ()
+            if isinstance(user, dict) and user.get("username")
+        }
+        data = record.get("data", record)
+        posts = [*(data if isinstance(data, list) else [data]), *(included.get("tweets") or ())]
+        for number, post in enumerate(posts):
+            place = where if number == 0 else f"{where}.{number}"
+            retweeted = post.get("retweeted_status") if isinstance(post, dict) else None
+            if isinstance(retweeted, dict):  # v1.1 holds the repeated post whole: it counts, the repetition does not
+                yield self.drop(shard, place, "retweet", value=str(retweeted.get("id_str") or ""))
+                post, place = retweeted, f"{place}.retweeted"
+            found = normal_post(post, users) if isinstance(post, dict) else None
+            if found is None:
+                yield self.drop(shard, place, "not_a_post")
+            elif found["retweets"]:
+                yield self.drop(shard, place, "retweet", value=found["retweets"])
+            else:
+                groups.put("posts" if not found["conversation"] else f"c{found['conversation']}", found)
+
+    def _threads(
+        self, shard: Mapping[str, Any], group: str, posts: list[dict[str, Any]], count: int
+    ) -> Iterator[Document | Dropped]:
+        for extra in range(len(posts), count):
+            yield self.drop(shard, f"{group}-post-{extra}", "beyond_max_turns", threshold=10 * MAX_TURNS)
+        by_id: dict[str, dict[str, Any]] = {}
+        for number, post in enumerate(posts):
+            if post["id"] in by_id:
+                yield self.drop(shard, f"{post['id']}-again-{group}-{number}", "repeated_id")
+            else:
+                by_id[post["id"]] = post
+        children: dict[str, list[str]] = {}
+        for name, post in by_id.items():
+            if post["parent"] in by_id and post["parent"] != name:
+                children.setdefault(post["parent"], []).append(name)
+        done: set[str] = set()
+        roots = [name for name, post in by_id.items() if post["parent"] not in by_id or post["parent"] == name]
+        for root in [*roots, *by_id]:  # the second part starts where replies answer each other in a ring
+            if root not in done:
+                chosen = [(name, depth) for name, depth in walk_tree(root, children) if name not in done]
+                done.update(name for name, _ in chosen)
+                yield self._document(shard, [(by_id[name], depth) for name, depth in chosen])
+
+    def _document(self, shard: Mapping[str, Any], posts: list[tuple[dict[str, Any], int]]) -> Document | Dropped:
+        root = posts[0][0]
+        turns = []
+        for post, depth in posts:
+            text = post["text"] if self.keep_handles else LEADING_NAMES.sub("", post["text"])
+            if text.strip():
+                turns.append(Turn(post["id"], post["author"], text.strip(), depth, post["likes"]))
+        if len(posts) < self.min_turns or not turns:
+            reason = "too_few_turns" if turns else "empty_text"
+            return self.drop(shard, root["id"], reason, value=len(posts), threshold=self.min_turns, records=len(posts))
+        alone = len({turn.speaker for turn in turns}) == 1 and self.form == "text"
+        text = "\n\n".join(turn.text for turn in turns) if alone else turns_text(turns)
+        return self.document(
+            shard,
+            root["id"],
+            text,
+            date=root["date"],
+            language=root["language"],
+            author=root["author"],
+            url=f"https://twitter.com/i/status/{root['id']}",
+            records=len(posts),
+            group=f"twitter:{root['id']}",
+            **form_meta(turns, "", self.form),
+        )
