@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,6 @@ from data.build import document_shards
 from data.heldout_loader import HeldOutRows, open_heldout
 from data.loader import LoaderConfig
 from data.tables import read_documents
-from data.tokenizer import Tokenizer
 from models.decode import DecodeConfig, generate
 from models.sampling import SamplingConfig
 from models.sharding import batch_sharding
@@ -164,10 +164,11 @@ def _xz_size(data: bytes) -> int:
     return len(lzma.compress(data, format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC64, filters=filters))
 
 
-def draw_samples(
-    graphdef: nnx.GraphDef, params: Params, tokenizer: Tokenizer, config: EvaluationConfig, *, seed: int
-) -> str:
-    """Continuations of the prompts, as text for people. The same weights, prompts and seed give the same text."""
+def draw_samples(graphdef: nnx.GraphDef, params: Params, tokenizer: Any, config: EvaluationConfig, *, seed: int) -> str:
+    """Continuations of the prompts, as text for people. The same weights, prompts and seed give the same text.
+
+    tokenizer: a `data.tokenizer.Tokenizer`.
+    """
     prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
     settings = DecodeConfig(
         max_new_tokens=config.sample_tokens,

@@ -133,8 +133,9 @@ def summary(run_dir: Path, values: Mapping[str, Any]) -> str:
         numbers = {name: values.get(f"heldout/{name}_bits_per_byte/{source}") for name in COMPRESSORS}
         shown = {name: "-" if number is None else f"{number:.3f}" for name, number in numbers.items()}
         lines.append(
-            f"held-out bits/byte  {source:<10} model {values[f'{MODEL_KEY}/{source}']:.3f}   each alone: gzip {shown['gzip']}, "
-            f"xz {shown['xz']}   in one stream: gzip {shown['gzip_stream']}, xz {shown['xz_stream']}"
+            f"held-out bits/byte  {source:<10} model {values[f'{MODEL_KEY}/{source}']:.3f}   "
+            f"each alone: gzip {shown['gzip']}, xz {shown['xz']}   "
+            f"in one stream: gzip {shown['gzip_stream']}, xz {shown['xz_stream']}"
         )
     logged = [line for line in read_metrics(run_dir) if "loss" in line]
     rate = _median([line["throughput/tokens_per_s"] for line in logged if "throughput/tokens_per_s" in line])

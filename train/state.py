@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
 
 from models.config import ModelConfig
 from models.sharding import logical_axes, param_shardings
@@ -17,6 +16,7 @@ from models.transformer import CausalLM
 from train.optimizer import Axes
 
 Params = dict[str, Any]  # nested names down to arrays
+Leaf = Any  # an array or a tree of them; of shapes or shardings where the whole state is abstract
 
 
 @jax.tree_util.register_dataclass
@@ -24,16 +24,16 @@ Params = dict[str, Any]  # nested names down to arrays
 class TrainState:
     """step: batches consumed, skipped ones included: the data position. skipped: how many of them were skipped.
 
-    params: float32 arrays by nested name. ema: their moving average, or None. norm_mean: running mean of the gradient
+    params: arrays by nested name. ema: their moving average, or None. norm_mean: float32, running mean of the gradient
     norm of the steps that were taken, against which a spike is measured.
     """
 
-    step: Int[Array, ""]
-    params: Params
+    step: Leaf
+    params: Leaf
     opt_state: Any
-    ema: Params | None
-    skipped: Int[Array, ""]
-    norm_mean: Float[Array, ""]
+    ema: Leaf
+    skipped: Leaf
+    norm_mean: Leaf
 
 
 def describe_model(config: ModelConfig, mesh: Mesh | AbstractMesh) -> tuple[nnx.GraphDef, Axes, Params]:

@@ -1,14 +1,27 @@
 """A tiny model, batches and steps that the tests of train/ share."""
 
 import functools
+import json
+from pathlib import Path
 
 import jax
 import numpy as np
 
+from data.build import DataConfig
+from data.engine import LocalPool
+from data.heldout import HeldOut
+from data.loader import LoaderConfig
+from data.sources.jsonl import JsonlSource
+from data.tokenizer import TokenizerConfig
 from models.config import Attention, Embedding, Execution, ModelConfig, RMSNorm
 from models.sharding import MeshConfig, batch_sharding, make_mesh
+from tests.data.token_data import stdlib_documents
+from train.checkpoint import CheckpointConfig
+from train.config import Config
+from train.evaluate import EvaluationConfig
 from train.loss import next_token_objective
-from train.optimizer import AdamW, Muon, WarmupCosine, make_optimizer, make_schedule
+from train.metrics import read_metrics
+from train.optimizer import AdamW, Muon, WarmupCosine, WarmupStableDecay, make_optimizer, make_schedule
 from train.state import abstract_state, create_state, describe_model, make_params, new_state, shardings_of
 from train.step import TrainConfig, make_train_step
 
@@ -17,13 +30,15 @@ VOCAB = 64
 
 def tiny_model(**changes) -> ModelConfig:
     """Two layers of eight heads: small, and divisible by every mesh of eight devices."""
-    sizes = dict(vocab_size=VOCAB, num_layers=2, embed_dim=32, num_heads=8, num_kv_heads=8, head_dim=4, mlp_dim=48)
-    parts = dict(
-        attention=Attention(qk_norm=RMSNorm(scale=False)),
-        embedding=Embedding(tied=True, norm=RMSNorm()),
-        execution=Execution(scan_unroll=1),
-        dtype="float32",
-    )
+    sizes = {"vocab_size": VOCAB, "num_layers": 2, "embed_dim": 32, "num_heads": 8, "num_kv_heads": 8}
+    parts = {
+        "head_dim": 4,
+        "mlp_dim": 48,
+        "attention": Attention(qk_norm=RMSNorm(scale=False)),
+        "embedding": Embedding(tied=True, norm=RMSNorm()),
+        "execution": Execution(scan_unroll=1),
+        "dtype": "float32",
+    }
     return ModelConfig(**(sizes | parts | changes))
 
 
@@ -54,6 +69,7 @@ class Trainer:
         model: ModelConfig | None = None,
         optimizer: AdamW | Muon | None = None,
         objective=None,
+        compiled: bool = True,
         **train,
     ):
         self.mesh = make_mesh(mesh or MeshConfig())
@@ -65,7 +81,7 @@ class Trainer:
             with_ema = config.ema_decay is not None
             create = lambda: new_state(make_params(model, 0), tx, with_ema=with_ema)  # noqa: E731
             self.abstract = abstract_state(create, placements, self.mesh)
-            self.state = create_state(create, self.abstract)
+            self.state = create_state(create, self.abstract) if compiled else None
         self.step = make_train_step(
             objective or functools.partial(next_token_objective, z_loss=config.z_loss, vocab_chunk=config.vocab_chunk),
             self.graphdef,
@@ -82,3 +98,48 @@ class Trainer:
             placed = {name: jax.device_put(array, batch_sharding(self.mesh)) for name, array in batch.items()}
             self.state, metrics = self.step(self.state, placed)
         return {name: float(value) for name, value in metrics.items()}
+
+
+def run_config(folder: Path, **changes) -> Config:
+    """A whole run on a small dataset of real text in `folder` (made by `write_corpus`): seconds on one core."""
+    sections = {
+        "name": "tiny",
+        "run_dir": str(folder / "run"),
+        "data": DataConfig(
+            path=str(folder / "dataset"),
+            sources=tuple(
+                JsonlSource(name=name, paths=(str(folder / f"{name}.jsonl"),), meta_fields=("group",))
+                for name in ("prose", "code")
+            ),
+            stages=(HeldOut(fraction=0.1),),
+            tokenizer=TokenizerConfig(vocab_size=600, sample_bytes=100_000, num_threads=1),
+            engine=LocalPool(workers=1),
+        ),
+        "loader": LoaderConfig(seq_len=64, global_batch_size=4),
+        "model": tiny_model(vocab_size=600),
+        "optimizer": Muon(),
+        "schedule": WarmupStableDecay(warmup_steps=2, decay_fraction=1.0),
+        "train": TrainConfig(num_steps=12, log_every=1, compilation_cache=str(folder / "cache"), tensorboard=False),
+        "checkpoint": CheckpointConfig(every_steps=4),
+        "evaluation": EvaluationConfig(
+            every_steps=6, max_bytes=4000, max_final_bytes=8000, prompts=("def ",), sample_tokens=4
+        ),
+    }
+    return Config(**(sections | changes))
+
+
+def write_corpus(folder: Path) -> None:
+    """prose.jsonl and code.jsonl: docstrings and files of a few modules of the standard library."""
+    for source in ("prose", "code"):
+        with (folder / f"{source}.jsonl").open("w") as file:
+            for document in stdlib_documents(max_files=25):
+                if document.source == source:
+                    group = document.id.split("/")[1]
+                    file.write(json.dumps({"text": document.text[:3000], "group": group}) + "\n")
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """Loss by step; a step that is written twice is an error."""
+    lines = [line for line in read_metrics(run_dir) if "loss" in line]
+    assert len({line["step"] for line in lines}) == len(lines)
+    return {line["step"]: line["loss"] for line in lines}

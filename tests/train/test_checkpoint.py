@@ -1,0 +1,79 @@
+"""A checkpoint is what the state was when it was saved, on any mesh; half ones are removed, others' are refused."""
+
+import jax
+import numpy as np
+import pytest
+
+from models.sharding import MeshConfig
+from tests.train.tiny import Trainer, random_batch
+from train.checkpoint import CheckpointConfig, Checkpoints
+
+IDENTITY = {"model": {"num_layers": 2, "norm": {"eps": 1e-6}}, "tokenizer": "abc", "ema": False}
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return Trainer(num_steps=100)
+
+
+def test_a_save_under_way_keeps_its_values_while_training_goes_on(trainer, tmp_path):
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        trainer.run(random_batch(0))
+        saved = jax.tree.map(np.array, trainer.state)
+        checkpoints.save(1, trainer.state, IDENTITY)
+        for step in range(5):
+            trainer.run(random_batch(step))  # donates the buffers that are being written
+        checkpoints.wait()
+        restored = checkpoints.restore(1, trainer.abstract)
+    jax.tree.map(np.testing.assert_array_equal, restored, saved)
+
+
+def test_restored_on_another_mesh_the_values_are_the_same(trainer, tmp_path):
+    other = Trainer(MeshConfig(fsdp=4, tensor=2), compiled=False)
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.save(1, trainer.state, IDENTITY)
+        checkpoints.wait()
+        restored = checkpoints.restore(1, other.abstract)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.array(a), np.array(b)), restored, trainer.state)
+    assert restored.params["embedding"].sharding == other.abstract.params["embedding"].sharding
+
+
+def test_half_written_ones_go_and_only_the_newest_stay(trainer, tmp_path):
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2)) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, trainer.state, IDENTITY)
+    (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()  # what a kill during a save leaves
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2)) as checkpoints:
+        assert checkpoints.latest == 3
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_one_line(trainer, tmp_path):
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.save(1, trainer.state, IDENTITY)
+        checkpoints.wait()
+        checkpoints.check(1, IDENTITY)
+        other = IDENTITY | {"model": {"num_layers": 3, "norm": {"eps": 1e-6}}}
+        with pytest.raises(ValueError, match=r"has model\.num_layers=2, this config has 3; set it back") as error:
+            checkpoints.check(1, other)
+        assert "\n" not in str(error.value)
+
+
+def test_a_damaged_checkpoint_is_named(trainer, tmp_path):
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.save(1, trainer.state, IDENTITY)
+        checkpoints.wait()
+        for path in (tmp_path / "checkpoints" / "1" / "params").rglob("*"):
+            if path.is_file() and path.stat().st_size > 200:
+                path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(ValueError, match="cannot be read"):
+            checkpoints.restore(1, trainer.abstract)
+
+
+def test_a_save_that_cannot_be_written_is_an_error_with_advice(trainer, tmp_path):
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        (tmp_path / "checkpoints").rmdir()
+        (tmp_path / "checkpoints").write_text("a file stands in the way")
+        with pytest.raises(OSError, match="checkpoint of step 1 could not be written"):
+            checkpoints.save(1, trainer.state, IDENTITY)
+            checkpoints.wait()
