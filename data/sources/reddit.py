@@ -189,7 +189,7 @@ def _post(record: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(thread, str):
         return None
     score = record.get("score")
-    created = record.get("created_utc")
+    created = str(record.get("created_utc") or 0)
     parent = record.get("parent_id")
     return {
         "id": thread if is_submission else f"t1_{identifier}",
@@ -201,6 +201,6 @@ def _post(record: Mapping[str, Any]) -> dict[str, Any] | None:
         "author": str(record.get("author") or ""),
         "subreddit": str(record.get("subreddit") or ""),
         "score": score if isinstance(score, int) else 0,
-        "created": int(created) if str(created).replace(".", "", 1).isdigit() else 0,
+        "created": int(float(created)) if re.fullmatch(r"\d{1,12}(\.\d+)?", created) else 0,
         "over_18": bool(record.get("over_18")),
     }

@@ -29,12 +29,12 @@ def normal_post(record: Mapping[str, Any], users: Mapping[str, str]) -> dict[str
 
     users: v2 keeps names apart from posts; author id -> name.
     """
-    record = record.get("tweet", record) if isinstance(record.get("tweet"), dict) else record
+    record = _dict(record.get("tweet")) or record
     identifier = record.get("id_str") or record.get("id")
     text = _full_text(record)
     if identifier is None or text is None:
         return None
-    user = record.get("user") if isinstance(record.get("user"), dict) else {}
+    user = _dict(record.get("user"))
     author = str(record.get("author_id") or user.get("id_str") or "")
     references = {
         item.get("type"): str(item.get("id"))
@@ -42,7 +42,7 @@ def normal_post(record: Mapping[str, Any], users: Mapping[str, str]) -> dict[str
         if isinstance(item, dict) and item.get("id")
     }
     parent = record.get("in_reply_to_status_id_str") or references.get("replied_to")
-    metrics = record.get("public_metrics") if isinstance(record.get("public_metrics"), dict) else {}
+    metrics = _dict(record.get("public_metrics"))
     likes = record.get("favorite_count", metrics.get("like_count", 0))
     return {
         "id": str(identifier),
@@ -55,6 +55,10 @@ def normal_post(record: Mapping[str, Any], users: Mapping[str, str]) -> dict[str
         "language": record.get("lang") if record.get("lang") not in (None, "und", "qme", "zxx") else None,
         "likes": int(likes) if str(likes).isdigit() else 0,
     }
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _full_text(record: Mapping[str, Any]) -> str | None:
@@ -137,8 +141,7 @@ class TwitterSource(FileSource):
 
     def _put(self, shard: Mapping[str, Any], where: Any, record: dict[str, Any], groups: Groups) -> Iterator[Dropped]:
         """Keep the posts of one JSON value: a post, or a v2 page {"data", "includes"}."""
-        included = record.get("includes") if isinstance(record.get("includes"), dict) else {}
-        assert isinstance(included, dict)
+        included = _dict(record.get("includes"))
         users = {
             str(user.get("id")): str(user.get("username"))
             for user in included.get("users") or ()

@@ -36,7 +36,8 @@ def test_alice_without_header_and_tail(real_data: Path) -> None:
 def test_other_gutenberg_headers_and_texts_that_are_none(tmp_path: Path) -> None:
     new = (
         "Title: X\n  and Y\nLanguage: French\n"
-        "*** START OF THE PROJECT GUTENBERG EBOOK X ***\n\nProduced by A\nand B\n\nText.\n\nEnd of Project Gutenberg's X\nlegal"
+        "*** START OF THE PROJECT GUTENBERG EBOOK X ***\n\nProduced by A\nand B\n\nText.\n\n"
+        "End of Project Gutenberg's X\nlegal"
     )
     text, meta = split_book(new)
     assert text == "Text." and meta["title"] == "X and Y" and meta["language"] == "fr" and meta["has_end_mark"]
@@ -266,7 +267,7 @@ def test_mbox_threads(tmp_path: Path) -> None:
     assert document.meta["records"] == 2 and reasons(drops) == {"empty_text": 1}
     big = (
         MBOX
-        + b"From big@x Mon Jan  1 12:00:00 2024\nSubject: b\n\n"
+        + b"\nFrom big@x Mon Jan  1 12:00:00 2024\nSubject: b\n\n"
         + b"x" * 100_000
         + b"\n\n"
         + MBOX.replace(b"@a>", b"@b>")
