@@ -208,7 +208,7 @@ def check_sizes(config: Config, vocab_size: int) -> None:
     """Refuses sizes that do not fit each other, before anything is made."""
     if config.model.vocab_size < vocab_size:
         raise ValueError(
-            f"model.vocab_size={config.model.vocab_size} is below the {vocab_size} pieces of the dataset's tokenizer in "
+            f"model.vocab_size={config.model.vocab_size} is below the {vocab_size} pieces of the tokenizer in "
             f"{config.data.path}: set model.vocab_size={vocab_size}, or build the dataset with another tokenizer"
         )
     rows, parts = config.loader.global_batch_size, config.train.grad_accum_steps

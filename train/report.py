@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 
 from data.charts import bar_chart, line_chart, page, table
 from data.manifest import read_manifest
-from models.attention import AttentionShape, choose_kernel
+from models.attention import choose_kernel
 from train.config import Config, to_json
 from train.evaluate import Score
 from train.metrics import FlopPerToken, peak_flop_per_s, read_metrics
+from train.plan import attention_shape, memory_by_kind
 from train.state import TrainState
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
@@ -57,23 +58,11 @@ def start_card(
     peak = peak_flop_per_s(device.device_kind)
     axes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
     tokens = config.loader.seq_len * config.loader.global_batch_size
-    kernel = choose_kernel(
-        AttentionShape(
-            queries=config.loader.seq_len,
-            keys=config.loader.seq_len,
-            num_heads=model.num_heads,
-            num_kv_heads=model.num_kv_heads,
-            head_dim=model.head_dim,
-            dtype=model.dtype,
-            window=model.blocks[0].window,
-            softcap=model.attention.softcap,
-        ),
-        model.execution.kernel,
-    )
+    kernel = choose_kernel(attention_shape(config, model.pattern[0]), model.execution.kernel)
     peak_text = (
         f"peak {peak / 1e12:g} TFLOP/s bfloat16" if peak else "its peak is not in the table, so no MFU is printed"
     )
-    memory = memory_by_kind(config, mesh, abstract)
+    memory = memory_by_kind(config, abstract, mesh)
     lines = {
         "run": f"{config.name} in {config.run_dir}"
         + (f", going on after step {resumed_from}" if resumed_from else ", from the start"),
@@ -89,26 +78,6 @@ def start_card(
         "steps": f"{config.train.num_steps:,}, {type(config.optimizer).__name__}, {type(config.schedule).__name__}",
     }
     return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
-
-
-def memory_by_kind(config: Config, mesh: Mesh, abstract: TrainState) -> dict[str, int]:
-    """Bytes on one device of what a step holds, apart from activations."""
-
-    def size(tree: Any) -> int:
-        leaves = jax.tree.leaves(tree)
-        return sum(_product(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-
-    rows = config.loader.global_batch_size // config.train.grad_accum_steps
-    rows //= mesh.shape["data"] * mesh.shape["fsdp"]
-    words = min(config.train.vocab_chunk or config.model.vocab_size, config.model.vocab_size)
-    sizes = {
-        "parameters": size(abstract.params),
-        "gradients": size(abstract.params),
-        "optimizer": size(abstract.opt_state),
-        "EMA": size(abstract.ema),
-        "logits": rows * config.loader.seq_len * words * 4 // mesh.shape["tensor"],
-    }
-    return {kind: number for kind, number in sizes.items() if number}
 
 
 def final_values(scores: Mapping[str, Score], compressed: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -214,13 +183,6 @@ def _bytes(size: float) -> str:
             return f"{size:.4g} {unit}"
         size /= 1024
     return f"{size:,.1f} GiB"
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    size = 1
-    for dim in shape:
-        size *= dim
-    return size
 
 
 def _median(values: list[float]) -> float:
