@@ -221,7 +221,7 @@ def million(folder: Path, sentences: Sequence[str]) -> dict[str, object]:
 
 
 class PeakMemory:
-    """The largest memory of this process and its children together (proportional set size), looked at 4 times a second."""
+    """The largest proportional set size of this process and its children together, looked at four times a second."""
 
     def __init__(self) -> None:
         self.gigabytes = 0.0

@@ -175,7 +175,7 @@ def test_alarms_stop_the_run_with_the_numbers(tmp_path):
     with pytest.raises(DedupAlarm, match=r"s loses 196 of 200 documents \(98.0%\); allowed is 90.0%"):
         ExactDedup().run(paths, tmp_path / "a", ENGINE)
     with pytest.raises(
-        DedupAlarm, match="^exact_dedup: 49 documents would be removed for repeating 'd000'; allowed is 40"
+        DedupAlarm, match=r"^exact_dedup: 49 documents would be removed for repeating 'd000'; allowed is 40"
     ):
         ExactDedup(alarms=Alarms(max_cluster=40)).run(paths, tmp_path / "b", ENGINE)
     assert ExactDedup(alarms=LOOSE).run(paths, tmp_path / "c", ENGINE).dropped == 196
