@@ -22,19 +22,24 @@ VERSION = 1
 LIBRARIES = ("phonenumbers", "python-stdnum")
 
 # Digits with the separators that people write, 7 to 23 of them; bounded, and never started inside a word or number.
-_NUMBER = re.compile(
-    r"(?<![\w.,+/=#-])(?<!\d[ ])[+(]{0,2}\d(?:[ \u00a0().\-/\u2011\u2013]{0,3}\d){6,22}(?![\w]|[-/.,]\d)"
-)
+_SEPARATED = r"(?:[ \u00a0]?[()\-/\u2011\u2013]{1,2}[ \u00a0]?|[ \u00a0]|\.)?"
+_SEVEN_DIGITS = re.compile(rf"\d(?:{_SEPARATED}\d){{6}}")
+_NUMBER = re.compile(rf"(?<![\w.,+/=#-])(?<!\d[ ])[+(]{{0,2}}\d(?:{_SEPARATED}\d){{6,22}}(?!(?!x\d)\w|[-/.,]\d)")
 _EXTENSION = re.compile(r"\s{0,2}(?:x|ext\.?|extension)\s{0,2}\d{1,6}\b", re.IGNORECASE)
 _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[ \u00a0-]?[A-Z0-9]){11,30}")
 
 # Issuers' first digits and lengths (ISO/IEC 7812): a checksum alone lets one in ten order numbers pass.
 _CARD = re.compile(
     r"4\d{12}(?:\d{3}){0,2}|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}|3[47]\d{13}"
-    r"|(?:6011|65\d\d|64[4-9]\d|622\d)\d{12}(?:\d{3})?|3(?:0[0-5]|[689]\d)\d{11}|35(?:2[89]|[3-8]\d)\d{12}"
-    r"|(?:5018|5020|5038|5893|6304|6759|676[1-3])\d{8,15}|(?:2131|1800)\d{11}|62\d{14,17}"
+    r"|(?:6011|65\d\d|64[4-9]\d|622\d)\d{12}(?:\d{3})?|3(?:0[0-5]|[689]\d)\d{11}|35\d{14}"
+    r"|(?:50|5[6-8]|6\d)\d{10,17}|0604\d{8}|(?:2131|1800)\d{11}"
 )
 _NO_CARD_BEFORE = re.compile(
+    r"\b(?:order|invoice|tracking|ticket|reference|ref\.?|serial|part|parcel|isbn|imei|sku|id|doi|batch|case)"
+    r"(?:\s?(?:no\.?|number|nr\.?|id))?[:#]?\s*(?:is\s+)?#?$",
+    re.IGNORECASE,
+)
+_CARD_BEFORE = re.compile(
     r"(?:order|invoice|tracking|ticket|reference|ref|serial|part|parcel|isbn|imei|sku|id|doi|batch|case)\s?(?:no|number|nr|id)?"
     r"[.:#]?\s*(?:is\s+)?#?$",
     re.IGNORECASE,
@@ -51,7 +56,7 @@ _PHONE_BEFORE = re.compile(
 _NO_PHONE_BEFORE = re.compile(
     r"(?:\b(?:order|invoice|tracking|ticket|reference|ref|serial|part|isbn|issn|imei|sku|id|doi|version|ver|v|batch|case"
     r"|account|acct|card|number|no|nr|ssn|security|license|licence|vol|pp|page|pages|section|commit|build|release|dated?"
-    r"|between|from|on|zip|code|lot|model|patent|article|arxiv|pmid|port|size)\b[.:#]*\s*(?:is\s+)?#?|[#$€£¥§v])$",
+    r"|between|from|on|zip|code|lot|model|patent|article|arxiv|pmid|port|size|timestamp|epoch)\b[.:#]*\s*(?:is\s+)?#?|[#$€£¥§v])$",
     re.IGNORECASE,
 )
 _DATE = re.compile(
@@ -71,7 +76,7 @@ def find_numbers(text: str, kinds: frozenset[str], regions: tuple[str, ...] = RE
         yield from _find_ibans(text)
     if "national_id" in kinds:
         yield from _find_national_ids(text)
-    if not kinds & {"card", "phone"}:
+    if not kinds & {"card", "phone"} or not _SEVEN_DIGITS.search(text):
         return
     for match in _NUMBER.finditer(text):
         value = match.group()
@@ -102,15 +107,19 @@ def _is_phone(value: str, digits: str, before: str, regions: tuple[str, ...]) ->
     groups = _GROUPS.findall(value)
     if not 7 <= len(digits) <= 15 or len(set(digits)) < 3 or _DATE.match(value) or value.count("(") > 1:
         return False
-    if value.startswith("+") or (value.startswith("00") and len(digits) >= 10):
-        return _is_possible("+" + digits.removeprefix("00") if value.startswith("00") else value)
+    if value.startswith("+"):
+        return _is_possible(value)
+    if digits.startswith("00") and len(digits) >= 10 and _is_possible("+" + digits.removeprefix("00")):
+        return True
     if _NO_PHONE_BEFORE.search(before) and not _PHONE_BEFORE.search(before[-16:]):
         return False
     if _PHONE_BEFORE.search(before):
         return _phone_groups(groups, value)
     if _NANP.match(value):
         return True
-    if len(groups) < 2 or not _phone_groups(groups, value) or len(digits) < 9:
+    if len(groups) < 2:  # digits only: a leading zero is what numbers of other kinds do not have
+        return digits[0] == "0" and 10 <= len(digits) <= 11 and _is_valid(digits, regions)
+    if not _phone_groups(groups, value) or len(digits) < 9:
         return False
     if not (value[0] in "(0" or len(groups) >= 3):
         return False
@@ -162,9 +171,9 @@ def _find_ibans(text: str) -> Iterator[Span]:
 
 
 def _iban_lengths(country: str, most: int) -> list[int]:
-    """Lengths to try: the country's own, which python-stdnum's registry knows (ISO 13616)."""
+    """Lengths to try: the country's own, which python-stdnum's registry knows (ISO 13616), then all there is."""
     length = _country_length(country)
-    return [length] if length and length <= most else []
+    return [each for each in dict.fromkeys((length, most)) if 15 <= each <= min(34, most)]
 
 
 @lru_cache(maxsize=1024)
@@ -190,7 +199,10 @@ class _Id(NamedTuple):
 
 def _id(pattern: str, module: str, before: str | None = None) -> _Id:
     announced = re.compile(rf"\b(?:{before})\b[^.!?\n]{{0,30}}$", re.IGNORECASE) if before else None
-    return _Id(re.compile(rf"(?<![\w.-])(?:{pattern})(?![\w-]|\.\d)"), f"stdnum.{module}", announced)
+    return _Id(re.compile(rf"(?:{pattern})(?![\w-]|\.\d)"), f"stdnum.{module}", announced)
+
+
+_TWO_DIGITS = re.compile(r"(?:[XYZ]|\d)\d[\d .+A-Z-]{6}")  # how every number below goes on after its letters
 
 
 _IDS = (
@@ -220,10 +232,18 @@ def _checker(module: str) -> Callable[[str], bool]:
 
 
 def _find_national_ids(text: str) -> Iterator[Span]:
-    for kind in _IDS:
-        for match in kind.pattern.finditer(text):
-            before = text[max(0, match.start() - 48) : match.start()]
-            if kind.before is not None and not kind.before.search(before):
+    for digits in _TWO_DIGITS.finditer(text):
+        start = digits.start()
+        while start and digits.start() - start < 6 and "A" <= text[start - 1] <= "Z":
+            start -= 1
+        if start and (text[start - 1].isalnum() or text[start - 1] in "_.-"):
+            continue
+        for kind in _IDS:
+            match = kind.pattern.match(text, start)
+            if match is None:
+                continue
+            if kind.before is not None and not kind.before.search(text[max(0, start - 48) : start]):
                 continue
             if _checker(kind.module)(match.group()):
-                yield Span("national_id", match.start(), match.end())
+                yield Span("national_id", start, match.end())
+                break

@@ -31,11 +31,12 @@ _FILE_ENDS = frozenset(
     ("png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js", "mjs", "ts", "html", "py", "ico", "bmp", "mp4", "json")
 )  # logo@2x.png
 
-_IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
+_IPV4 = re.compile(r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?![\w]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-fA-F]{0,4}:){2,7}(?:[0-9a-fA-F]{0,4}|(?:\d{1,3}\.){3}\d{1,3})(?![\w:])")
+_HEX_COLON = re.compile(r"[0-9a-fA-F]:[0-9a-fA-F:]|::[0-9a-fA-F]")
 _VERSION_BEFORE = re.compile(
-    r"(?:\b(?:version|ver|release|build|firmware|section|chapter|clause|figure|table|rev|oid|update|patch)s?\.?:?\s*"
-    r"|\bv\.?\s?|§\s*|[=<>~^]=?\s*)$",
+    r"(?:\b(?:version|release|build|firmware|section|chapter|clause|figure|table|oid|update|patch)s?:?\s*"
+    r"|\b(?:v|ver|vers|rev|sec)\b\.?\s?|§\s*|[=<>~^]=?\s*)$",
     re.IGNORECASE,
 )
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@:]{1,256}:[^\s/@]{1,256}(?=@[\w\[])")
@@ -59,9 +60,11 @@ _TOKENS = re.compile(
     r"|eyJ[A-Za-z0-9_-]{10,2000}\.eyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{10,2000}"  # JSON web token
     r")(?![A-Za-z0-9_])"
 )
-_TOKEN_STARTS = re.compile(
-    r"A[KSBC][IC]A|gh[pousr]_|github_pat_|glpat-|xox[a-z]-|AIza|ya29\.|[srp]k[-_]|SG\.|hf_|npm_|pypi-|eyJ"
+_TOKEN_STARTS = (
+    *("AKIA", "ASIA", "ABIA", "ACCA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "AIza"),
+    *("ya29.", "sk_", "rk_", "pk_", "sk-", "SG.", "hf_", "npm_", "pypi-", "eyJ"),
 )
+_SECRET_NAMES = ("key", "secret", "token", "passw", "auth")
 _ASSIGNED = re.compile(
     r"(?i:api[_-]?key|secret|token|passwd|password|auth)[\w-]{0,20}[\"']?\s{0,3}[:=]\s{0,3}"
     r"[\"']([A-Za-z0-9+/=_\-.]{16,200})[\"']"
@@ -87,14 +90,24 @@ def find_ips(text: str) -> Iterator[Span]:
     """IPv4 and IPv6 addresses; what a word like "version" announces is none, nor is 0.0.0.0 or a netmask."""
     for match in _IPV4.finditer(text):
         parts = match.group().split(".")
-        if any(int(part) > 255 or (len(part) > 1 and part[0] == "0") for part in parts) or parts[0] in ("0", "255"):
+        if (
+            _continues(text, match.start())
+            or any(int(part) > 255 or (len(part) > 1 and part[0] == "0") for part in parts)
+            or parts[0] in ("0", "255")
+        ):
             continue
         if not _VERSION_BEFORE.search(text[max(0, match.start() - 16) : match.start()]):
             yield Span("ip", match.start(), match.end())
-    if "::" in text or text.count(":") >= 7:
+    if any(chunk.count(":") > 1 and _HEX_COLON.search(chunk) for chunk in text.split() if ":" in chunk):
         for match in _IPV6.finditer(text):
             if _is_ipv6(match.group()):
                 yield Span("ip", match.start(), match.end())
+
+
+def _continues(text: str, start: int) -> bool:
+    """Whether what starts here is the rest of a longer word or number."""
+    before = text[start - 1 : start]
+    return before.isalnum() or before in ("_", ".")
 
 
 def _is_ipv6(value: str) -> bool:
@@ -115,12 +128,13 @@ def find_secrets(text: str) -> Iterator[Span]:
     if "://" in text:
         for match in _CREDENTIALS.finditer(text):
             yield Span("url_credentials", match.start(), match.end())
-    if _TOKEN_STARTS.search(text):
+    if any(start in text for start in _TOKEN_STARTS):
         for match in _TOKENS.finditer(text):
             value = match.group()
             if any(c.isdigit() for c in value) and _entropy(value) >= 3.0:  # "sk-learn-contrib-project" is none
                 yield Span("api_key", match.start(), match.end())
-    if "'" in text or '"' in text:
+    low = text.lower() if "'" in text or '"' in text else ""
+    if any(name in low for name in _SECRET_NAMES):
         for match in _ASSIGNED.finditer(text):
             value = match.group(1)
             if any(c.isdigit() for c in value) and any(c.isalpha() for c in value) and _entropy(value) >= _MIN_ENTROPY:
