@@ -4,6 +4,7 @@ To train on another objective, write one with the signature of `next_token_objec
 `make_train_step` below; everything else stays. A run that is stopped in any way goes on when it is started again.
 """
 
+import dataclasses
 import functools
 import signal
 import time
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
 from data.loader import open_loader
 from data.manifest import read_manifest
 from data.tokenizer import load_tokenizer
+from models.checkpoints.load import load_params
 from models.sharding import batch_sharding, check_mesh, make_mesh
 from train.checkpoint import Checkpoints
 from train.config import Config, to_json
@@ -93,6 +96,9 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
             print(summary(run_dir, values))
             return 0
     state = checkpoints.restore(first_step, abstract) if first_step else create_state(create, abstract)
+    if config.init_from and not first_step:
+        params = load_params(config.init_from, config.model, mesh)
+        state = dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params) if with_ema else None)
     prepare_run_folder(run_dir, config, dataset)
 
     flop = flop_per_token(config.model, sum(leaf.size for leaf in jax.tree.leaves(state.params)), config.loader.seq_len)

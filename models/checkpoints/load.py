@@ -20,6 +20,7 @@ from models.checkpoints.families import read_config
 from models.checkpoints.gguf_config import gguf_config, gguf_table
 from models.checkpoints.gguf_file import GgufFile
 from models.checkpoints.gguf_tokenizer import gguf_tokenizer
+from models.checkpoints.llama import repeating
 from models.checkpoints.location import Location, read_hf_config, resolve
 from models.checkpoints.names import HF_TABLES
 from models.checkpoints.run import load_run, read_run_config, run_tokenizer
@@ -103,3 +104,44 @@ def with_stored_dtype(model: CausalLM) -> CausalLM:
     if model.config.param_dtype != stored:
         model.config = dataclasses.replace(model.config, param_dtype=stored)
     return model
+
+
+def load_params(location: str | Path, config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    """Weights of a checkpoint as nested dicts of float32 arrays on `mesh`, to start the training of `config` from.
+
+    Errors: ValueError naming the parts in which the checkpoint is another model than `config`; dtypes, execution and
+    the context length may differ.
+    """
+    where = resolve(location)
+    found = checkpoint_config(where)
+    ours, theirs = _comparable(config), _comparable(found)
+    other = [f"{k}={theirs[k]!r} there, {ours[k]!r} here" for k in ours if ours[k] != theirs[k]]
+    if other:
+        raise ValueError(f"init_from {location} is another model: {'; '.join(other)}; set the model section to match")
+    model = _load_model(where, found, mesh, "float32")
+    return nnx.to_pure_dict(nnx.state(model))
+
+
+def _comparable(config: ModelConfig) -> dict[str, Any]:
+    """What two models must share to share weights, by name."""
+    embedding = config.embedding
+    if not embedding.learned_positions:
+        embedding = dataclasses.replace(embedding, max_positions=None)
+    plain = dataclasses.replace(config, pattern=repeating(config.blocks), embedding=embedding)
+    attention = dataclasses.replace(config.attention, query_scale=config.query_scale)
+    values = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)} | {"attention": attention}
+    return {name: value for name, value in values.items() if name not in ("dtype", "param_dtype", "execution")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointTokenizer:
+    """A dataset's tokenizer, taken from a checkpoint: goes where `data.tokenizer.TokenizerConfig` trains one."""
+
+    location: str
+
+    def write(self, folder: Path) -> None:
+        """Write tokenizer.json and what names its special tokens; ValueError where the checkpoint has no tokenizer."""
+        tokenizer = load_tokenizer(resolve(self.location))
+        if tokenizer is None:
+            raise ValueError(f"{self.location} has no tokenizer to take for the dataset")
+        tokenizer.save(folder)
