@@ -1,7 +1,7 @@
 """Build a dataset: read -> stages -> tokenizer -> tokens -> manifest, skipping whatever is already done.
 
     DATASET/stages/NAME-KEY/           the whole output of one stage; NAME-KEY.partial while it is made
-    DATASET/documents/  dropped/       the last stage's documents and all stages' drops
+    DATASET/documents/  dropped/       the last stage's documents; all stages' drops, personal data replaced
     DATASET/tokenizer/  tokens/        what training reads; all four are hard links into stages/ (or copies)
     DATASET/manifest.json              written last: with it the dataset is whole
     DATASET/build.log                  times and rates, the one file that differs between two builds; also the lock
@@ -24,13 +24,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+import xxhash
+
+from data.clean.pii import LIBRARIES as PII_LIBRARIES
 from data.engine import LocalPool
 from data.folders import PUBLISHED, STAGES, Step, publish, run_step, say
-from data.keys import library_versions, plain
+from data.keys import KEY_DIGITS, library_versions, plain
 from data.manifest import FORMAT, MANIFEST, damaged_file, list_sizes, read_manifest
 from data.sources.source import Source
 from data.stage import NOT_IN_KEY, Stage
-from data.steps import read_step, stage_step, token_steps
+from data.steps import TokenizerSource, dropped_step, read_step, stage_step, token_steps
 from data.tables import LIBRARIES as TABLE_LIBRARIES
 from data.tables import write_json
 from data.tokenizer import LIBRARIES as TOKENIZER_LIBRARIES
@@ -45,7 +48,7 @@ class DataConfig:
     path: the dataset's folder.
     sources: what is read; each has a name of its own.
     stages: what is done to the documents, in order (`data.stage.Stage`).
-    tokenizer: how the tokenizer is trained; None builds documents only, without tokens.
+    tokenizer: how the tokenizer is trained, or what writes a ready one; None builds documents only, without tokens.
     engine: where stages run; never changes what is written.
     seed: of the order in which token shards are written.
     shard_bytes: UTF-8 bytes of text in one document shard: what one worker holds in work at a time.
@@ -56,7 +59,7 @@ class DataConfig:
     path: str = field(metadata=NOT_IN_KEY)
     sources: tuple[Source, ...]
     stages: tuple[Stage, ...] = ()
-    tokenizer: TokenizerConfig | None
+    tokenizer: TokenizerConfig | TokenizerSource | None
     engine: LocalPool = field(default=LocalPool(), metadata=NOT_IN_KEY)
     seed: int = 0
     shard_bytes: int = 64 << 20
@@ -93,13 +96,14 @@ def build_dataset(config: DataConfig) -> Path:
             raise ValueError(f"{dataset}: {damage}; copy the dataset again, or build it with data.rebuild=True")
         return dataset
     steps = plan(config)
-    if _is_whole(dataset, steps[-1].key):
+    key = dataset_key(steps)
+    if _is_whole(dataset, key):
         return dataset
     with _failures_in_one_line(dataset):
         dataset.mkdir(parents=True, exist_ok=True)
         with (dataset / "build.log").open("a", encoding="utf-8") as log:
             _lock(log)
-            if not _is_whole(dataset, steps[-1].key):  # another process may have built it while this one waited
+            if not _is_whole(dataset, key):  # another process may have built it while this one waited
                 _build(config, dataset, steps, log)
     return dataset
 
@@ -115,9 +119,15 @@ def plan(config: DataConfig) -> list[Step]:
         name = stage.name if names.count(stage.name) == 1 else f"{stage.name}.{names.count(stage.name)}"
         steps.append(stage_step(dataset, stage, name, before))
         before = steps[-1:]
+    steps.append(dropped_step(dataset, steps))
     if config.tokenizer is not None:
         steps += token_steps(dataset, config.tokenizer, config.seed, before)
     return steps
+
+
+def dataset_key(steps: Sequence[Step]) -> str:
+    """The key of the whole dataset: it changes when that of any step does."""
+    return xxhash.xxh3_128_hexdigest(" ".join(step.key for step in steps).encode("ascii"))[:KEY_DIGITS]
 
 
 def document_shards(dataset: Path) -> list[Path]:
@@ -156,7 +166,7 @@ def _manifest(
     }
     return {
         "format": FORMAT,
-        "key": steps[-1].key,
+        "key": dataset_key(steps),
         "config": plain(config),
         "versions": _versions(config),
         "stages": documents,
@@ -167,7 +177,7 @@ def _manifest(
 
 def _versions(config: DataConfig) -> dict[str, str]:
     """Of Python and of every library that a key of this config holds."""
-    libraries = {*TABLE_LIBRARIES, *TOKENIZER_LIBRARIES, *TOKENS_LIBRARIES}
+    libraries = {*TABLE_LIBRARIES, *PII_LIBRARIES, *TOKENIZER_LIBRARIES, *TOKENS_LIBRARIES}
     for source in config.sources:
         libraries.update(source.libraries)
     for stage in config.stages:

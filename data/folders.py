@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from data.engine import Engine
 from data.manifest import damaged_file, list_sizes
-from data.tables import TEMPORARY_SUFFIX, count_rows, write_json
+from data.tables import TEMPORARY_SUFFIX, write_json
 
 STAGES = "stages"
 PARTIAL = ".partial"
@@ -89,27 +89,23 @@ def publish(dataset: Path, steps: Sequence[Step]) -> None:
         for old in (dataset / name, dataset / (name + PARTIAL)):
             if old.exists():
                 shutil.rmtree(old)
-    last = [step for step in steps if (dataset / step.folder / "kept").is_dir()]
-    reading = [step for step in last if step.name.startswith("read-")]
-    last = last[len(reading) :][-1:] or reading
-    documents = dataset / ("documents" + PARTIAL)
-    documents.mkdir()
-    for index, path in enumerate(kept_shards([dataset / step.folder for step in last])):
-        _link(path, documents / f"{index:05d}.parquet")
-    dropped = dataset / ("dropped" + PARTIAL)
-    dropped.mkdir()
-    for position, step in enumerate(steps):
-        for path in sorted((dataset / step.folder / "dropped").glob("*.parquet")):
-            if count_rows(path):
-                _link(path, dropped / f"{position:02d}-{step.name}-{path.name}")
-    for step in steps:
-        if step.name in ("tokenizer", "tokens"):
-            source = dataset / step.folder / ("tokens" if step.name == "tokens" else ".")
-            target = dataset / (step.name + PARTIAL)
-            for path in sorted(source.rglob("*")):
-                if path.is_file() and path != source / STAGE_FILE:
-                    (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-                    _link(path, target / path.relative_to(source))
+    by_name = {step.name: dataset / step.folder for step in steps}
+    document_steps = [step for step in steps if (dataset / step.folder / "kept").is_dir()]
+    reading = [step for step in document_steps if step.name.startswith("read-")]
+    last = document_steps[len(reading) :][-1:] or reading
+    shards = kept_shards([dataset / step.folder for step in last])
+    files = {f"documents/{index:05d}.parquet": path for index, path in enumerate(shards)}
+    for name, folder in (("dropped", "."), ("tokenizer", "."), ("tokens", "tokens")):
+        if name in by_name:
+            root = by_name[name] / folder
+            paths = (path for path in sorted(root.rglob("*")) if path.is_file() and path.name != STAGE_FILE)
+            files.update({f"{name}/{path.relative_to(root).as_posix()}": path for path in paths})
+    (dataset / ("dropped" + PARTIAL)).mkdir()  # there even when nothing was dropped
+    for name, path in files.items():
+        top, _, below = name.partition("/")
+        target = dataset / (top + PARTIAL) / below
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link(path, target)
     for name in PUBLISHED:
         if (dataset / (name + PARTIAL)).is_dir():
             (dataset / (name + PARTIAL)).rename(dataset / name)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from data.clean.pii import LIBRARIES as PII_LIBRARIES
+from data.clean.pii import VERSION as PII_VERSION
+from data.dropped import VERSION as DROPPED_VERSION
+from data.dropped import collect_dropped
 from data.engine import Engine
 from data.folders import Step, kept_shards, read_record
 from data.keys import make_key
@@ -42,11 +46,12 @@ def read_step(source: Source, shard_bytes: int) -> Step:
 
 def stage_step(dataset: Path, stage: Stage, name: str, before: Sequence[Step]) -> Step:
     """The step that runs one stage over what the steps before it kept."""
+    files = getattr(stage, "inputs_key", None)  # what a stage reads besides documents: an index, evaluation sets
     key = make_key(
         stage.name,
         version=stage.version,
         settings=stage,
-        inputs=[step.key for step in before],
+        inputs=[*(step.key for step in before), *([files()] if files else [])],
         libraries=stage.libraries,
     )
     inputs = [dataset / step.folder for step in before]
@@ -62,7 +67,34 @@ def stage_step(dataset: Path, stage: Stage, name: str, before: Sequence[Step]) -
     return Step(name, key, run)
 
 
-def token_steps(dataset: Path, tokenizer: TokenizerConfig, seed: int, before: Sequence[Step]) -> list[Step]:
+def dropped_step(dataset: Path, steps: Sequence[Step]) -> Step:
+    """The step that gathers what all document steps dropped."""
+    key = make_key(
+        "dropped",
+        version=DROPPED_VERSION,
+        settings=PII_VERSION,
+        inputs=[[step.name, step.key] for step in steps],
+        libraries=PII_LIBRARIES,
+    )
+    folders = [(step.name, dataset / step.folder) for step in steps]
+
+    def run(output: Path, engine: Engine) -> dict[str, Any]:
+        return {"documents": collect_dropped(folders, output, engine)}
+
+    return Step("dropped", key, run)
+
+
+class TokenizerSource(Protocol):
+    """A frozen dataclass that writes a ready tokenizer (one with a tokenizer.json) where one would be trained."""
+
+    def write(self, folder: Path) -> None:
+        """Write the tokenizer's files into `folder`, which is there and empty."""
+        ...
+
+
+def token_steps(
+    dataset: Path, tokenizer: TokenizerConfig | TokenizerSource, seed: int, before: Sequence[Step]
+) -> list[Step]:
     """The steps that train the tokenizer and write the token shards."""
     inputs = [dataset / step.folder for step in before]
     keys = [step.key for step in before]
@@ -84,7 +116,10 @@ def token_steps(dataset: Path, tokenizer: TokenizerConfig, seed: int, before: Se
     )
 
     def train(output: Path, engine: Engine) -> dict[str, Any]:
-        train_tokenizer(tokenizer, kept_shards(inputs), output)
+        if isinstance(tokenizer, TokenizerConfig):
+            train_tokenizer(tokenizer, kept_shards(inputs), output)
+        else:
+            tokenizer.write(output)
         trained = load_tokenizer(output)
         return {"vocab_size": trained.vocab_size, "fingerprint": trained.fingerprint}
 

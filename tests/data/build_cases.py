@@ -27,7 +27,7 @@ WORDS = TEXT.split()
 
 @dataclass(frozen=True, kw_only=True)
 class Invented:
-    """Documents made up from their number; every seventh cannot be read."""
+    """Documents made up from their number, with an address in each; every seventh cannot be read."""
 
     name: str
     num_shards: int = 3
@@ -49,7 +49,7 @@ class Invented:
             time.sleep(self.pause)
             number = index // 2 if index % 5 == 0 else index  # some texts occur twice
             digest = hashlib.sha256(f"{self.name}{number}".encode()).digest()
-            text = " ".join(WORDS[byte % len(WORDS)] for byte in digest * 3) + f" {number}."
+            text = " ".join(WORDS[byte % len(WORDS)] for byte in digest * 3) + f" keeper{number}@lock.example"
             document = Document(
                 id=f"{self.name}:{index}", text=text, source=self.name, meta={"group": f"group{number % 20}"}
             )
