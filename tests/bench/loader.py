@@ -113,7 +113,9 @@ def main() -> None:
         print(f"{name:28}{middle / 1e6:12.2f}{spread:>16}{fill:8.4f}{planning[name]:8.2f}")
     for parameters in (1.07e6, 30e6):
         bound = peak / (6 * parameters)
-        print(f"a step of {parameters / 1e6:.3g} M parameters here: at most {bound:,.0f} tokens/s ({peak / 1e9:.0f} GFLOP/s)")
+        print(
+            f"a step of {parameters / 1e6:.3g} M parameters here: at most {bound:,.0f} tokens/s ({peak / 1e9:.0f} GFLOP/s)"
+        )
     worst = min(statistics.median(rates[name]) for name in ("first_fit 256", "first_fit 2048"))
     fill = min(loaders[name].stats.fill for name in ("first_fit 256", "first_fit 2048"))
     result = {
