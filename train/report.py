@@ -177,7 +177,7 @@ def _commit() -> str | None:
     return commit + ("+changes" if changed else "")
 
 
-def _bytes(size: float) -> str:
+def _bytes(size: int | float) -> str:
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"

@@ -90,7 +90,7 @@ def make_train_step(
         weight = jnp.maximum(sums.pop("weight"), jnp.finfo(jnp.float32).tiny)  # a batch of padding alone
         metrics = {name: value / weight for name, value in sums.items()}
 
-        norm = optax.global_norm(gradients) / weight
+        norm = optax.tree.norm(gradients) / weight
         scale = 1.0 / weight
         if config.clip_norm is not None:
             scale *= jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, 1e-12))

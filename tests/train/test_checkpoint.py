@@ -66,7 +66,7 @@ def test_a_damaged_checkpoint_is_named(trainer, tmp_path):
         for path in (tmp_path / "checkpoints" / "1" / "params").rglob("*"):
             if path.is_file() and path.stat().st_size > 200:
                 path.write_bytes(path.read_bytes()[:100])
-        with pytest.raises(ValueError, match="cannot be read"):
+        with pytest.raises(ValueError, match="could not be read"):
             checkpoints.restore(1, trainer.abstract)
 
 

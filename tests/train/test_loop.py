@@ -28,7 +28,8 @@ def smoothed(model, batch):
 
 def test_a_copy_with_another_objective_trains(corpus, tmp_path, own_mesh):
     original = Path(train.loop.__file__).read_text()
-    line = "    objective = functools.partial(next_token_objective, z_loss=options.z_loss, vocab_chunk=options.vocab_chunk)\n"
+    settings = "z_loss=options.z_loss, vocab_chunk=options.vocab_chunk"
+    line = f"    objective = functools.partial(next_token_objective, {settings})\n"
     assert line in original
     copy = original.replace(line, "    objective = smoothed\n").replace(
         "\n\ndef train(", f"\n{OBJECTIVE}\n\ndef train(", 1
