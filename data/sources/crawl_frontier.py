@@ -1,0 +1,165 @@
+"""The frontier: which URLs were found, are being fetched, and are done; a SQLite file that survives SIGKILL.
+
+A page is done in the same transaction that records how long the WARC file is with it. After a kill, pages that were in
+flight are queued again and the WARC file is cut back to its recorded length, so no page is missed or stored twice.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from data.sources.crawl_urls import MAX_CALENDAR_PER_HOST, MAX_QUERIES_PER_PATH, host_of, is_calendar
+
+QUEUED, IN_FLIGHT, DONE, FAILED = 0, 1, 2, 3
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS urls (
+    id INTEGER PRIMARY KEY, url TEXT UNIQUE NOT NULL, host TEXT NOT NULL, kind TEXT NOT NULL, depth INTEGER NOT NULL,
+    redirects INTEGER NOT NULL DEFAULT 0, state INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0,
+    reason TEXT, bytes INTEGER
+);
+CREATE INDEX IF NOT EXISTS by_state ON urls (state, host, id);
+CREATE TABLE IF NOT EXISTS traps (path TEXT PRIMARY KEY, number INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS refused (reason TEXT PRIMARY KEY, number INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS archive (file TEXT PRIMARY KEY, bytes INTEGER NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One URL to fetch. kind: page, sitemap, feed or robots; redirects: how many led here."""
+
+    url: str
+    kind: str
+    depth: int
+    redirects: int
+    attempts: int
+
+
+class Frontier:
+    """The crawl's memory. One process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+        try:
+            self._database.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.executescript(SCHEMA)
+            self._database.execute("UPDATE urls SET state=? WHERE state=?", (QUEUED, IN_FLIGHT))
+        except sqlite3.OperationalError as error:
+            raise ValueError(f"{path} is in use: another crawl runs in this folder ({error})") from error
+        self._in_flight: dict[str, int] = {}
+        self._order: list[str] = []
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def add(self, url: str, *, kind: str = "page", depth: int = 0, redirects: int = 0) -> bool:
+        """Queue a URL that was never seen; False where it was, or where its path has too many variants."""
+        if self._database.execute("SELECT 1 FROM urls WHERE url=?", (url,)).fetchone():
+            return False
+        reason = self._trap(url) if kind == "page" else None
+        if reason is not None:
+            self.refuse(reason)
+            return False
+        self._database.execute(
+            "INSERT INTO urls (url, host, kind, depth, redirects) VALUES (?, ?, ?, ?, ?)",
+            (url, host_of(url), kind, depth, redirects),
+        )
+        return True
+
+    def _trap(self, url: str) -> str | None:
+        parts = urlsplit(url)
+        checks = []
+        if parts.query:
+            checks.append((f"{parts.netloc}{parts.path}?", MAX_QUERIES_PER_PATH, "too_many_queries"))
+        if is_calendar(url):
+            checks.append((f"{parts.netloc} calendar", MAX_CALENDAR_PER_HOST, "calendar"))
+        for path, limit, reason in checks:
+            self._database.execute(
+                "INSERT INTO traps VALUES (?, 1) ON CONFLICT(path) DO UPDATE SET number=number+1", (path,)
+            )
+            (number,) = self._database.execute("SELECT number FROM traps WHERE path=?", (path,)).fetchone()
+            if number > limit:
+                return reason
+        return None
+
+    def refuse(self, reason: str) -> None:
+        """Count a URL that is not followed."""
+        self._database.execute(
+            "INSERT INTO refused VALUES (?, 1) ON CONFLICT(reason) DO UPDATE SET number=number+1", (reason,)
+        )
+
+    def take(self, per_host: int) -> Task | None:
+        """The next URL, hosts in turn, at most `per_host` of one host in flight; None where nothing may start now."""
+        if not self._order:
+            rows = self._database.execute("SELECT DISTINCT host FROM urls WHERE state=?", (QUEUED,))
+            self._order = [row[0] for row in rows]
+        for _ in range(len(self._order)):
+            host = self._order.pop(0)
+            if self._in_flight.get(host, 0) >= per_host:
+                continue
+            row = self._database.execute(
+                "SELECT url, kind, depth, redirects, attempts FROM urls WHERE state=? AND host=?"
+                " ORDER BY kind='page', attempts, id LIMIT 1",
+                (QUEUED, host),
+            ).fetchone()
+            if row is None:
+                continue
+            self._database.execute("UPDATE urls SET state=?, attempts=attempts+1 WHERE url=?", (IN_FLIGHT, row[0]))
+            self._in_flight[host] = self._in_flight.get(host, 0) + 1
+            return Task(*row)
+        return None
+
+    def _landed(self, url: str) -> None:
+        host = host_of(url)
+        self._in_flight[host] = max(self._in_flight.get(host, 1) - 1, 0)
+
+    def done(
+        self, url: str, size: int, file: str, file_bytes: int, found: list[dict[str, Any]], reason: str = ""
+    ) -> None:
+        """A page whose WARC record is whole: its state, the file's length and its links, in one transaction."""
+        self._database.execute("BEGIN")
+        self._database.execute("UPDATE urls SET state=?, bytes=?, reason=? WHERE url=?", (DONE, size, reason, url))
+        self._database.execute("INSERT OR REPLACE INTO archive VALUES (?, ?)", (file, file_bytes))
+        for item in found:
+            self.add(**item)
+        self._database.execute("COMMIT")
+        self._landed(url)
+
+    def failed(self, url: str, reason: str, *, retries: int) -> None:
+        """A page that did not come: queued again while tries are left, else failed with its reason."""
+        row = self._database.execute("SELECT attempts FROM urls WHERE url=?", (url,)).fetchone()
+        again = row is not None and row[0] <= retries
+        state = QUEUED if again else FAILED
+        self._database.execute("UPDATE urls SET state=?, reason=? WHERE url=?", (state, reason, url))
+        self._landed(url)
+
+    def archive(self) -> tuple[str, int] | None:
+        """(newest WARC file, its recorded bytes), or None before the first page."""
+        row = self._database.execute("SELECT file, bytes FROM archive ORDER BY file DESC LIMIT 1").fetchone()
+        return (str(row[0]), int(row[1])) if row else None
+
+    def counts(self) -> dict[str, int]:
+        """pages, bytes (both done), queued, failed."""
+        row = self._database.execute(
+            "SELECT SUM(state=2 AND kind='page'), COALESCE(SUM(CASE WHEN state=2 THEN bytes END), 0),"
+            " SUM(state IN (0, 1)), SUM(state=3) FROM urls"
+        ).fetchone()
+        return dict(zip(("pages", "bytes", "queued", "failed"), (int(value or 0) for value in row)))
+
+    def reasons(self) -> dict[str, int]:
+        """How often each reason kept a URL from being fetched or stored."""
+        rows = self._database.execute(
+            "SELECT reason, number FROM refused"
+            " UNION ALL SELECT reason, COUNT(*) FROM urls WHERE state=3 GROUP BY reason"
+        )
+        counts: dict[str, int] = {}
+        for reason, number in rows:
+            counts[reason] = counts.get(reason, 0) + number
+        return counts

@@ -1,0 +1,281 @@
+"""The crawler against a server written for the test: obeys, stops at its limits, and goes on after kill -9."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from data.sources.crawl_archive import ArchiveWriter
+from data.sources.crawl_config import CrawlConfig
+from data.sources.crawl_frontier import Frontier
+from data.sources.crawl_links import links_of, sitemap_links
+from data.sources.crawl_urls import Scope, canonical, private, trap
+from data.sources.extract import ExtractConfig
+from data.sources.warc import WarcSource, iter_records
+from tests.data.sources.helpers import read, reply, serve
+
+ROOT = Path(__file__).resolve().parents[3]
+WORDS = "The old mill by the river still turns when the water is high in spring. " * 3
+
+
+class Site:
+    """Pages 0..n-1 in a chain and a star, and everything that a crawler must survive."""
+
+    def __init__(self, pages: int, *, delay: str = "", page_seconds: float = 0.0) -> None:
+        self.pages, self.delay, self.page_seconds = pages, delay, page_seconds
+        self.hits: Counter[str] = Counter()
+        self.times: list[tuple[float, str]] = []
+        self.lock = threading.Lock()
+        self.other = ""
+
+    def __call__(self, handler: BaseHTTPRequestHandler) -> None:
+        path = handler.path
+        with self.lock:
+            self.hits[path] += 1
+            self.times.append((time.monotonic(), path))
+        if path == "/robots.txt":
+            return reply(
+                handler,
+                f"User-agent: *\nDisallow: /secret\n{self.delay}\nSitemap: /map.xml\n".encode(),
+                kind="text/plain",
+            )
+        if path == "/map.xml":
+            base = f"http://{handler.headers['Host']}"
+            locations = f"<url><loc>{base}/from-sitemap</loc></url><url><loc>{base}/feed-page</loc></url>"
+            body = f'<urlset xmlns="x">{locations}</urlset>'
+            return reply(handler, body.encode(), kind="application/xml")
+        if path == "/":
+            links = "".join(f'<a href="/page/{i}">p</a>' for i in range(self.pages))
+            more = (
+                '<a href="/secret/1">s</a><a href="/loop/a">l</a><a href="/missing">m</a>'
+                '<a href="/slow">w</a><a href="/huge">h</a>'
+                '<a href="/calendar/2024-01">c</a><a href="/deep/x">d</a><a href="/file.zip">z</a>'
+                '<a href="/image">i</a>'
+                f'<a href="http://10.0.0.1/private">p</a><a href="{self.other}">o</a><a href="http://[::1]:1/x">6</a>'
+                '<a href="http://0x7f000001/x">x</a><a href="/busy">b</a><a rel="nofollow" href="/nofollow">n</a>'
+            )  # fmt: skip
+            return reply(handler, f"<html><body>{links}{more}</body></html>".encode())
+        if path.startswith("/page/"):
+            time.sleep(self.page_seconds)
+            return reply(handler, f"<html><title>{path}</title><p>{WORDS}{path}</p></html>".encode())
+        if path == "/loop/a":
+            return reply(handler, b"", status=302, Location="/loop/b")
+        if path == "/loop/b":
+            return reply(handler, b"", status=302, Location="/loop/a")
+        if path == "/slow":
+            time.sleep(5)
+            return reply(handler, b"late")
+        if path == "/huge":
+            return reply(handler, b"x" * 3_000_000)
+        if path == "/image":
+            return reply(handler, b"\x89PNG", kind="image/png")
+        if path.startswith("/calendar/"):
+            year, month = map(int, path.split("/")[2].split("-"))
+            following = f"{year + month // 12}-{month % 12 + 1:02d}"
+            return reply(handler, f'<a href="/calendar/{following}">next</a>'.encode())
+        if path.startswith("/deep/"):
+            return reply(handler, f'<a href="{path}/x">deeper</a><a href="{path}?a={time.time()}">again</a>'.encode())
+        if path == "/busy":
+            return reply(handler, b"no", status=503) if self.hits[path] < 2 else reply(handler, b"<p>now</p>")
+        if path in ("/from-sitemap", "/feed-page"):
+            return reply(handler, f"<html><p>{WORDS}</p></html>".encode())
+        return reply(handler, b"not here", status=404)
+
+
+def start(folder: Path, address: str, **settings: object) -> subprocess.Popen[bytes]:
+    """`python -m data.crawl` on a config file written for the test."""
+    host = address.removeprefix("http://")
+    values = {"delay_seconds": 0.0, "timeout_seconds": 1.5, "max_page_bytes": 1_000_000, "retries": 1, **settings}
+    arguments = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    (folder / "crawl_test.py").write_text(
+        "from data.sources.crawl_config import CrawlConfig\n\n\ndef get_crawl():\n"
+        f"    return CrawlConfig(folder='out', seeds=({address + '/'!r},), user_agent='testbot (me@uni.edu)',"
+        f" allow_hosts=({host!r},), {arguments})\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "data.crawl", "--config", "crawl_test.py"]
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def stored(folder: Path) -> Counter[str]:
+    """URL paths of the archive's responses with how often each was stored."""
+    found: Counter[str] = Counter()
+    for path in sorted((folder / "out" / "warc").glob("*.warc.gz")):
+        with path.open("rb") as raw:
+            for record in iter_records(raw, 1 << 24):
+                assert not record.fault
+                if "warc-target-uri" in record.headers:
+                    found["/" + record.headers["warc-target-uri"].split("/", 3)[3]] += 1
+    return found
+
+
+def test_it_obeys_robots_and_survives_what_servers_do(tmp_path: Path) -> None:
+    site = Site(10)
+    with serve(Site(1)) as other, serve(site) as address:
+        site.other = f"{other}/page/0"
+        process = start(tmp_path, address, concurrency_per_host=4, max_depth=200)
+        output = process.communicate(timeout=100)[0].decode()
+    assert process.returncode == 0, output
+    found = stored(tmp_path)
+    assert all(found[f"/page/{i}"] == 1 for i in range(10)) and found["/from-sitemap"] == 1, output
+    assert not any(path.startswith("/secret") for path in site.hits) and site.hits["/nofollow"] == 0
+    assert site.hits["/loop/a"] == 1 and site.hits["/loop/b"] == 1 and found["/missing"] == 1
+    assert site.hits["/slow"] == 2 and "timeout" in output and site.hits["/file.zip"] == 0
+    assert found["/huge"] == 0 and "page_too_large" in output and found["/image"] == 0 and "content_type" in output
+    assert 0 < sum(path.startswith("/calendar") for path in site.hits) <= 101 and "calendar" in output
+    assert sum(path.startswith("/deep") for path in site.hits) < 310 and "path_repeats" in output
+    assert site.hits["/busy"] == 2 and found["/busy"] == 1
+    assert "private_address" in output and "other_host" not in output  # the other server is on a loopback address too
+    source = WarcSource(name="c", paths=(str(tmp_path / "out" / "warc"),), extract=ExtractConfig(chain=("plain",)))
+    documents, _ = read(source)
+    assert sum("/page/" in d.meta["url"] for d in documents) == 10
+
+
+def test_after_kill_9_nothing_is_missed_and_only_flights_are_repeated(tmp_path: Path) -> None:
+    site = Site(40, page_seconds=0.1)
+    deny = ("/deep", "/calendar", "/slow", "/huge", "/busy", "/loop")
+    with serve(site) as address:
+        for _ in range(2):
+            process = start(tmp_path, address, concurrency_per_host=3, deny=deny)
+            before = len([path for path in site.hits if path.startswith("/page")])
+            deadline = time.monotonic() + 60
+            while (
+                len([p for p in list(site.hits) if p.startswith("/page")]) < before + 8 and time.monotonic() < deadline
+            ):
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+        process = start(tmp_path, address, concurrency_per_host=3, deny=deny)
+        output = process.communicate(timeout=100)[0].decode()
+    assert process.returncode == 0, output
+    found = stored(tmp_path)
+    assert all(found[f"/page/{i}"] == 1 for i in range(40)), output  # each once: neither missed nor stored twice
+    repeated = sum(count - 1 for path, count in site.hits.items() if path.startswith("/page"))
+    assert repeated <= 2 * 3
+
+
+def test_crawl_delay_and_page_limit(tmp_path: Path) -> None:
+    site = Site(30, delay="Crawl-delay: 0.4")
+    with serve(site) as address:
+        process = start(tmp_path, address, max_pages=5, concurrency_per_host=4, deny=("/deep", "/slow"))
+        output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 0, output
+    assert (
+        sum(
+            stored(tmp_path)[path]
+            for path in stored(tmp_path)
+            if path not in ("/robots.txt", "/sitemap.xml", "/map.xml")
+        )
+        == 5
+    )
+    times = [moment for moment, path in site.times if path.startswith("/page")]
+    assert all(later - earlier > 0.3 for earlier, later in pairwise(times)) and len(times) >= 2
+
+
+def test_bad_configs_are_one_line(tmp_path: Path) -> None:
+    good = {"folder": "x", "seeds": ("https://a.example/",), "user_agent": "bot (me@uni.edu)"}
+    assert CrawlConfig(**good)  # type: ignore[arg-type]
+    for name, value, message in (
+        ("user_agent", "Mozilla/5.0", "contact"),
+        ("seeds", (), "seeds is empty"),
+        ("seeds", ("ftp://a",), "http"),
+        ("deny", ("(",), "regular expression"),
+        ("max_pages", 0, "positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CrawlConfig(**{**good, name: value})  # type: ignore[arg-type]
+    process = start(tmp_path, "http://127.0.0.1:1", allow_hosts_=())
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 1 or "error" in output.lower()
+
+
+def test_urls_have_one_form_and_traps_are_seen() -> None:
+    assert canonical("HTTP://A.Example:80/b/../c?z=1&a=2&utm_source=x#f") == canonical("http://a.example/c?a=2&z=1")
+    assert canonical("/x;jsessionid=1?sid=2", "https://a.example/y") == "https://a.example/x"
+    for bad in (
+        "mailto:x@y",
+        "javascript:1",
+        "http://",
+        "http://u:p@a.example/",
+        "http://[::1",
+        "//",
+        "http://a:99999/",
+    ):
+        assert canonical(bad) is None
+    assert (
+        trap("https://a.example/" + "x" * 600)
+        and trap("https://a.example/a/b/a/b/a/b/c")
+        and trap("https://a.example/?" + "a=1&" * 9)
+    )
+    assert trap("https://a.example/2024/05/a-fine-post?page=2") is None
+    private_hosts = (
+        "127.0.0.1",
+        "10.1.2.3",
+        "192.168.0.1",
+        "169.254.169.254",
+        "::1",
+        "fd00::1",
+        "::ffff:10.0.0.1",
+        "2130706433",
+        "0x7f.1",
+    )
+    assert (
+        all(private(host) for host in private_hosts)
+        and private("93.184.216.34") is False
+        and private("a.example") is None
+    )
+    scope = Scope(CrawlConfig(folder="x", seeds=("https://a.example/",), user_agent="b (m@u.edu)", deny=("/no",)))
+    refused = {
+        url: scope.refusal(url)
+        for url in ("https://a.example/no", "https://b.example/", "http://localhost/", "https://a.example/x.jpg")
+    }
+    assert list(refused.values()) == ["denied", "other_host", "private_address", "file_type"] and not scope.refusal(
+        "https://a.example/ok"
+    )
+
+
+def test_links_feeds_and_sitemaps() -> None:
+    page = b"""<html><head><base href="https://b.example/d/"><link rel="alternate" type="application/rss+xml" href="/feed">
+    </head><a href="x">1</a><a href="x#y">2</a><a href="mailto:a@b">3</a><a href="http://[bad">4</a></html>"""
+    assert links_of(page, "", "https://a.example/") == (["https://b.example/d/x"], ["https://b.example/feed"])
+    assert links_of(b'<meta name="robots" content="NOFOLLOW"><a href="/x">1</a>', "", "https://a.example/") == ([], [])
+    rss = b"<rss><channel><link>https://a.example/</link><item><link>https://a.example/1</link></item></channel></rss>"
+    assert sitemap_links(rss, "https://a.example/") == (["https://a.example/1"], [])
+    atom = b'<feed xmlns="http://www.w3.org/2005/Atom"><entry><link href="/2"/></entry></feed>'
+    assert sitemap_links(atom, "https://a.example/") == (["https://a.example/2"], [])
+    index = b"<sitemapindex><sitemap><loc>https://a.example/s.xml</loc></sitemap></sitemapindex>"
+    assert sitemap_links(index, "https://a.example/") == ([], ["https://a.example/s.xml"])
+    assert sitemap_links(b"<a>", "https://a.example/") == ([], []) and sitemap_links(b"https://a.example/3\n", "")[0]
+
+
+def test_the_frontier_commits_pages_with_their_archive(tmp_path: Path) -> None:
+    frontier = Frontier(tmp_path / "f.sqlite")
+    assert frontier.add("https://a.example/1") and not frontier.add("https://a.example/1")
+    task = frontier.take(1)
+    assert task is not None and task.url == "https://a.example/1" and frontier.take(1) is None
+    with pytest.raises(ValueError, match="in use"):
+        Frontier(tmp_path / "f.sqlite")
+    archive = ArchiveWriter(tmp_path / "warc", frontier.archive(), "bot")
+    file, length = archive.write(task.url, 200, [("Content-Type", "text/html")], b"<p>x</p>", "")
+    frontier.done(task.url, 8, file, length, [{"url": "https://a.example/2"}])
+    archive.write("https://a.example/2", 200, [], b"never committed", "")
+    archive.close()
+    frontier.close()
+    frontier = Frontier(tmp_path / "f.sqlite")
+    ArchiveWriter(tmp_path / "warc", frontier.archive(), "bot").close()
+    assert (tmp_path / "warc" / file).stat().st_size == length and frontier.counts()["queued"] == 1
+    frontier.close()
+    assert socket.gethostname()
