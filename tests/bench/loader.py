@@ -1,10 +1,10 @@
 """Loader tokens a second on one core, and packing fill: `python -m tests.bench.loader [--seconds S]`.
 
-A dataset of real text (the standard library's files and docstrings, a 2,048-piece BPE, two sources; the docstrings also
-dealt out to four for a mixture of five) is built in a temporary folder; then each setting is read in turns, rounds
-interleaved, pinned to one core, through `Loader.iterate` without a prefetch thread. Tokens are those with loss (padding is
-not counted); a second is a second of this process's processor time. `misses` reads the same with a cache of one record, so
-every document is decoded again: the worst that a large dataset can do.
+A dataset of real text (the standard library's files and docstrings, a 2,048-piece BPE, two sources; the docstrings
+also dealt out to four for a mixture of five) is built in a temporary folder; then each setting is read in turns, rounds
+interleaved, pinned to one core, through `Loader.iterate` without a prefetch thread. Tokens are those with loss (padding
+is not counted); a second is a second of this process's processor time. `misses` reads the same with a cache of one
+record, so every document is decoded again: the worst that a large dataset can do.
 
 A step cannot consume more than this machine's matrix-multiply peak / (6 * parameters) tokens a second: printed beside.
 """
@@ -103,8 +103,8 @@ def main() -> None:
         steps = dict.fromkeys(settings, 0)
         for _ in range(ROUNDS):
             for name, loader in loaders.items():
-                found, steps[name] = rate(loader, steps[name], options.seconds)
-                rates[name].append(found)
+                measured, steps[name] = rate(loader, steps[name], options.seconds)
+                rates[name].append(measured)
     print(f"{'setting':28}{'M tokens/s':>12}{'spread':>16}{'fill':>8}{'open s':>8}")
     for name, found in rates.items():
         low, middle, high = min(found), statistics.median(found), max(found)
@@ -114,7 +114,7 @@ def main() -> None:
     for parameters in (1.07e6, 30e6):
         bound = peak / (6 * parameters)
         print(
-            f"a step of {parameters / 1e6:.3g} M parameters here: at most {bound:,.0f} tokens/s ({peak / 1e9:.0f} GFLOP/s)"
+            f"a step of {parameters / 1e6:.3g} M parameters: at most {bound:,.0f} tokens/s ({peak / 1e9:.0f} GFLOP/s)"
         )
     worst = min(statistics.median(rates[name]) for name in ("first_fit 256", "first_fit 2048"))
     fill = min(loaders[name].stats.fill for name in ("first_fit 256", "first_fit 2048"))

@@ -1,4 +1,4 @@
-"""Encoding MB/s through our whole path to ArrayRecord, beside the libraries themselves: `python -m tests.bench.tokenize`.
+"""Encoding MB/s through our whole path to ArrayRecord beside the libraries: `python -m tests.bench.tokenize [--mb N]`.
 
 The text is the standard library's files and docstrings. For each kind of model, on one process and on two:
 
@@ -6,9 +6,9 @@ The text is the standard library's files and docstrings. For each kind of model,
     sentencepiece  SentencePieceProcessor.encode of the same texts in memory, the same model, as many threads
     tokenizers     Tokenizer.encode_batch_fast of the same texts in memory, the same model, as many threads
 
-Turns are interleaved; figures are medians of MB of UTF-8 text a second of wall time. `over_fastest_raw` is our rate over
-that of the faster library on one process for the default kind (BPE); the libraries only encode, ours also reads, shuffles
-and writes. Every run of `tokenizers` starts without its cache of words from the run before.
+Turns are interleaved; figures are medians of MB of UTF-8 text a second of wall time. `over_fastest_raw` is our rate
+over that of the faster library on one process for the default kind (BPE); the libraries only encode, ours also reads,
+shuffles and writes. Every run of `tokenizers` starts without its cache of words from the run before.
 """
 
 from __future__ import annotations
