@@ -9,31 +9,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import xxhash
 
 from data.clean.step import Measures, Phase, Recipe, clean_document, pairs
 from data.document import Document, Dropped
 from data.engine import Engine
-from data.stage import Counts
-from data.tables import read_documents, write_documents, write_dropped, write_json
+from data.stage import Counts, map_documents
 
-VERSION = 1
-MEASURED_IN = 16  # one document in so many, by a hash of its id, has every rule measured for the report's histograms
+VERSION = 2
+MEASURED = (
+    16  # one document in so many, by a hash of its id, keeps the value of every rule, for the report's histograms
+)
 Recipes = tuple[tuple[str, Recipe], ...]
 
 CODE_MODULES = (
+    "data.classifier",
+    "data.english",
     "data.features",
-    "data.clean.stage",
-    "data.clean.step",
-    "data.clean.basic",
+    *(
+        f"data.clean.{name}"
+        for name in (
+            *("basic", "c4", "code", "fineweb", "gopher_quality", "gopher_repetition", "language", "perplexity", "pii"),
+            *("pii_numbers", "pii_text", "refinedweb", "stage", "step", "toxicity"),
+        )
+    ),
 )
-LIBRARIES = ("pyarrow", "xxhash", "ftfy")
+LIBRARIES = ("ftfy", "langdetect", "numpy", "phonenumbers", "py3langid", "pyarrow", "python-stdnum", "regex", "xxhash")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +58,7 @@ class Clean:
     libraries: ClassVar[tuple[str, ...]] = LIBRARIES
 
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
-        return run_recipes(self.name, self.recipes, self.default, inputs, output, engine)
+        return run_recipes(self, inputs, output, engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +74,7 @@ class Score:
     libraries: ClassVar[tuple[str, ...]] = LIBRARIES
 
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
-        return run_recipes(self.name, self.recipes, self.default, inputs, output, engine)
+        return run_recipes(self, inputs, output, engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,60 +90,70 @@ class Decide:
     libraries: ClassVar[tuple[str, ...]] = LIBRARIES
 
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
-        return run_recipes(self.name, self.recipes, self.default, inputs, output, engine)
+        return run_recipes(self, inputs, output, engine)
 
 
-def cleaning(*, recipes: Recipes = (), default: Recipe | None = None) -> tuple[Clean, Score, Decide]:
-    """Whole recipes as three stages, so that a threshold of a deciding step enters only the last stage's key."""
+def cleaning(*, recipes: Recipes = (), default: Recipe | None = None) -> tuple[Clean | Score | Decide, ...]:
+    """Whole recipes as stages, so that a threshold of a deciding step enters only the last stage's key.
 
-    def part(phase: Phase) -> tuple[Recipes, Recipe | None]:
-        return tuple((source, recipe.only(phase)) for source, recipe in recipes), default and default.only(phase)
+    A stage whose recipes hold no step at all is left out.
+    """
 
-    clean, score, decide = part("clean"), part("score"), part("decide")
-    return (
-        Clean(recipes=clean[0], default=clean[1]),
-        Score(recipes=score[0], default=score[1]),
-        Decide(recipes=decide[0], default=decide[1]),
+    def part(phase: Phase) -> dict[str, Any]:
+        return {
+            "recipes": tuple((source, recipe.only(phase)) for source, recipe in recipes),
+            "default": default and default.only(phase),
+        }
+
+    stages: tuple[Clean | Score | Decide, ...] = (
+        Clean(**part("clean")),
+        Score(**part("score")),
+        Decide(**part("decide")),
+    )
+    return tuple(
+        stage
+        for stage in stages
+        if any(recipe.steps for _, recipe in stage.recipes) or (stage.default and stage.default.steps)
     )
 
 
-def run_recipes(
-    name: str, recipes: Recipes, default: Recipe | None, inputs: Sequence[Path], output: Path, engine: Engine
-) -> Counts:
+def run_recipes(stage: Clean | Score | Decide, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
     """The work of the three stages: one task a shard, books added up."""
-    for folder in ("kept", "dropped", "measures"):
-        (output / folder).mkdir(parents=True, exist_ok=True)
-    work = partial(_clean_shard, stage=name, recipes=pairs(recipes, "recipes"), default=default, output=output)
-    books = engine.map_shards(work, list(enumerate(inputs)), label=name)
-    return sum((Counts(**each) for each in books), Counts())
+    work = _Cleaner(stage.name, pairs(stage.recipes, "recipes"), stage.default)
+    return map_documents(work, inputs, output, engine, label=stage.name)
 
 
-def _clean_shard(
-    shard: tuple[int, Path], *, stage: str, recipes: dict[str, Recipe], default: Recipe | None, output: Path
-) -> dict[str, int]:
-    index, path = shard
-    dropped: list[Dropped] = []  # of one shard: shards are of bounded size
-    measures: dict[str, Measures] = {}
-    read = 0
+@dataclass(frozen=True)
+class _Cleaner:
+    """What a worker does with the documents of a shard."""
 
-    def kept() -> Iterator[Document]:
-        nonlocal read
-        for document in read_documents(path):
-            read += 1
-            recipe = recipes.get(document.source, default)
+    stage: str
+    recipes: Mapping[str, Recipe]
+    default: Recipe | None
+
+    def __call__(self, documents: Iterable[Document]) -> Iterator[Document | Dropped]:
+        for document in documents:
+            recipe = self.recipes.get(document.source, self.default)
             if recipe is None:
-                known = ", ".join(sorted(recipes)) or "none"
-                raise ValueError(
-                    f"{stage}: no recipe for source {document.source!r} (recipes: {known}); name it or give a default"
-                )
-            sampled = xxhash.xxh3_64_intdigest(document.id.encode()) % MEASURED_IN == 0
-            result = clean_document(recipe, document, measures.setdefault(document.source, {}) if sampled else None)
-            if isinstance(result, Dropped):
-                dropped.append(result)
+                known = ", ".join(sorted(self.recipes)) or "none"
+                source = f"no recipe for source {document.source!r} (recipes: {known})"
+                raise ValueError(f"{self.stage}: {source}; name it or give a default")
+            if xxhash.xxh3_64_intdigest(document.id.encode("utf-8", "replace")) % MEASURED:
+                yield clean_document(recipe, document)
             else:
-                yield result
+                yield self._measured(recipe, document)
 
-    count = write_documents(output / "kept" / f"{index:05d}.parquet", kept())
-    write_dropped(output / "dropped" / f"{index:05d}.parquet", dropped)
-    write_json(output / "measures" / f"{index:05d}.json", measures)
-    return {"read": read, "kept": count, "dropped": len(dropped)}
+    def _measured(self, recipe: Recipe, document: Document) -> Document | Dropped:
+        """As `clean_document`, with {step/reason: [value, threshold]} in scores["measured"]."""
+        measures: Measures = {}
+        result = clean_document(recipe, document, measures)
+        if not measures:
+            return result
+        shown = {rule: [round(values[-1], 4), threshold] for rule, (threshold, values) in measures.items()}
+        if isinstance(result, Dropped):
+            return Dropped(_with_measures(result.document, shown), result.step, result.drop)
+        return _with_measures(result, shown)
+
+
+def _with_measures(document: Document, shown: dict[str, list[float]]) -> Document:
+    return document.with_scores(measured={**document.scores.get("measured", {}), **shown})
