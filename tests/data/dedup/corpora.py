@@ -61,7 +61,7 @@ def _python_documents(modeling_files: int) -> tuple[Document, ...]:
     return tuple(document for document in found if len(document.text) >= MIN_CHARS)
 
 
-def python_corpus(count: int, seed: int, modeling_files: int = 160) -> list[Document]:
+def python_corpus(count: int, seed: int, modeling_files: int) -> list[Document]:
     """A sample of real documents full of natural near-duplicates."""
     found = _python_documents(modeling_files)
     return random.Random(seed).sample(found, min(count, len(found)))
