@@ -239,7 +239,8 @@ def _version_and_licence(package: str, source: str) -> tuple[str, str | None]:
         return sys.version.split()[0], STANDARD_LICENCE
     distribution = _distribution(package, source)
     fields = distribution.metadata
-    named = fields.get("License-Expression") or (fields.get("License") or "").strip().split("\n")[0].strip()
+    texts = fields.get_all("License-Expression") or fields.get_all("License") or [""]
+    named = texts[0].strip().split("\n")[0].strip()
     if not named or len(named) > 60:  # some put the whole text of the licence there: the classifier says it shortly
         classifiers = [c.split(" :: ")[-1] for c in fields.get_all("Classifier") or [] if c.startswith("License ::")]
         named = classifiers[0] if classifiers else named[:60]
