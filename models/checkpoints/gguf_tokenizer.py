@@ -66,7 +66,7 @@ def _byte_level(meta: dict[str, Any], tokens: list[str]) -> Tokenizer:
     }
     if name not in split:
         raise ValueError(f"the GGUF tokenizer splits words by {name!r}; known are {', '.join(split)}")
-    merges = [tuple(merge.split(" ", 1)) for merge in meta["tokenizer.ggml.merges"]]
+    merges = [tuple(merge.split(" ", 1)) for merge in meta.get("tokenizer.ggml.merges", [])]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name == "llama-bpe"))
     backend.pre_tokenizer = pre_tokenizers.Sequence(split[name])

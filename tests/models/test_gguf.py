@@ -1,0 +1,111 @@
+"""GGUF: written, read, dequantised and un-permuted; the tokenizer in the metadata gives the same ids."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from models.checkpoints.gguf_config import gguf_table
+from models.checkpoints.gguf_file import GgufFile
+from models.checkpoints.gguf_tokenizer import gguf_tokenizer
+from models.checkpoints.load import load_checkpoint
+from models.checkpoints.save_gguf import save_gguf
+from models.config import Attention, Embedding, RMSNorm
+from models.parity import our_logits
+from tests.models.checkpoint_cases import VOCAB, byte_tokenizer, tiny_model
+
+gguf = pytest.importorskip("gguf", reason="gguf is not installed: GGUF files are not tested")
+IDS = np.random.default_rng(0).integers(3, VOCAB, 40).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("llama", {"num_kv_heads": 2, "embedding": Embedding(tied=False, max_positions=256)}),
+        ("qwen2", {"attention": Attention(qkv_bias=True)}),
+        ("qwen3", {"attention": Attention(qk_norm=RMSNorm()), "head_dim": 16}),
+    ],
+)
+def test_a_saved_model_loads_with_equal_logits(tmp_path, architecture, changes):
+    model = tiny_model(**changes)
+    path = save_gguf(model, tmp_path / "model.gguf", tokenizer=byte_tokenizer())
+    assert GgufFile(path).architecture == architecture
+    loaded = load_checkpoint(path)
+    assert dataclasses.replace(loaded.config, execution=model.config.execution) == model.config
+    np.testing.assert_allclose(our_logits(loaded.model, IDS), our_logits(model, IDS), atol=0.05)  # F16 rounds weights
+    assert loaded.tokenizer.encode("Hé 12\n") == byte_tokenizer().encode("Hé 12\n")
+    assert (loaded.tokenizer.bos_id, loaded.tokenizer.eos_id) == (1, 2)
+
+
+def test_llama_files_hold_rotated_pairs_side_by_side(tmp_path):
+    """Row 2j + h of a head there is row j + h * H/2 here (H/2 = 4, so row 1 there is row 4 here)."""
+    model = tiny_model()
+    file = GgufFile(save_gguf(model, tmp_path / "model.gguf"))
+    here = np.asarray(model.layers.attention.q.kernel.get_value()[0]).T
+    there = file.view("blk.0.attn_q.weight").astype(np.float32)
+    np.testing.assert_allclose(there[[0, 1, 2, 8, 9]], here[[0, 4, 1, 8, 12]], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_quantised_tensors_are_dequantised(tmp_path, kind):
+    values = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    _, found = _one_tensor(tmp_path, gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind]), kind)
+    assert found.shape == values.shape and found.dtype == np.float32
+    assert np.abs(found - values).max() < {"Q4_1": 0.2, "Q8_0": 0.02}[kind]
+
+
+def test_q6_k_blocks_follow_their_definition(tmp_path):
+    """A block of 256: low 4 bits, high 2 bits, 16 signed scales, one float16 scale; value = d * scale * (q - 32)."""
+    rng = np.random.default_rng(0)
+    q, scales, d = rng.integers(0, 64, 256), rng.integers(-100, 100, 16).astype(np.int8), np.float16(0.01)
+    quarters = q.reshape(2, 4, 32)  # in each half of the block: four runs of 32
+    low = np.stack([(h[0] & 15) | ((h[2] & 15) << 4) for h in quarters])
+    low = np.stack([low, np.stack([(h[1] & 15) | ((h[3] & 15) << 4) for h in quarters])], axis=1)
+    high = np.stack([sum((h[k] >> 4) << (2 * k) for k in range(4)) for h in quarters])
+    block = low.astype(np.uint8).tobytes() + high.astype(np.uint8).tobytes() + scales.tobytes() + d.tobytes()
+    _, found = _one_tensor(tmp_path, np.frombuffer(block, np.uint8)[None], "Q6_K")
+    expected = np.float32(d) * np.repeat(scales.astype(np.float32), 16) * (q - 32)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+
+
+def _one_tensor(folder, data, kind):
+    path = folder / "one.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("x", data, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GgufFile(path)
+    return file, file.view("x")
+
+
+def test_bad_files_are_refused_in_one_line(tmp_path):
+    path = save_gguf(tiny_model(), tmp_path / "model.gguf", tokenizer=byte_tokenizer())
+    whole = path.read_bytes()
+    for data, message in [(whole[:1000], "truncated"), (whole[:-9000], "truncated"), (b"PK" + whole, "not a GGUF")]:
+        (tmp_path / "bad.gguf").write_bytes(data)
+        with pytest.raises(ValueError, match=message):
+            GgufFile(tmp_path / "bad.gguf")
+    with pytest.raises(ValueError, match="'mamba' is not known"):
+        gguf_table("mamba")
+
+
+def test_sentencepiece_vocabularies_merge_by_score(tmp_path):
+    pieces = ["<unk>", "<s>", "</s>", "▁", "a", "b", "ab", "▁ab", "▁a", *(f"<0x{i:02X}>" for i in range(256))]
+    scores = [0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -1.0, -2.0, -3.0, *[0.0] * 256]
+    writer = gguf.GGUFWriter(tmp_path / "sp.gguf", "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces)
+    writer.add_token_scores(scores)
+    writer.add_token_types([2, 3, 3, *[1] * 6, *[6] * 256])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tokenizer = gguf_tokenizer(GgufFile(tmp_path / "sp.gguf"))
+    assert tokenizer.encode_prompt("ab a") == [1, 7, 8]
+    assert tokenizer.encode("é") == [3, 9 + 0xC3, 9 + 0xA9]
+    assert tokenizer.decode(tokenizer.encode("ab é a")) == "ab é a"
