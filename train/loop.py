@@ -4,7 +4,6 @@ To train on another objective, write one with the signature of `next_token_objec
 `make_train_step` below; everything else stays. A run that is stopped in any way goes on when it is started again.
 """
 
-import dataclasses
 import functools
 import signal
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -63,8 +61,8 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
     schedule = make_schedule(config.schedule, last_step)
     with_ema = options.ema_decay is not None
 
-    def create():
-        return new_state(make_params(config.model, options.seed), tx, with_ema=with_ema)
+    def create(params=None):
+        return new_state(params or make_params(config.model, options.seed), tx, with_ema=with_ema)
 
     abstract = abstract_state(create, placements, mesh)  # shapes and shardings, no arrays yet
     objective = functools.partial(next_token_objective, z_loss=options.z_loss, vocab_chunk=options.vocab_chunk)
@@ -95,10 +93,12 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
         if (values := final_line(run_dir, last_step)) and first_step == last_step:
             print(summary(run_dir, values))
             return 0
-    state = checkpoints.restore(first_step, abstract) if first_step else create_state(create, abstract)
-    if config.init_from and not first_step:
-        params = load_params(config.init_from, config.model, mesh)
-        state = dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params) if with_ema else None)
+    if first_step:
+        state = checkpoints.restore(first_step, abstract)
+    elif config.init_from:
+        state = create_state(create, abstract, load_params(config.init_from, config.model, mesh))
+    else:
+        state = create_state(create, abstract)
     prepare_run_folder(run_dir, config, dataset)
 
     flop = flop_per_token(config.model, sum(leaf.size for leaf in jax.tree.leaves(state.params)), config.loader.seq_len)
@@ -117,7 +117,7 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
         skipped_in_a_row = skipped_in_a_row + 1 if values.pop("skipped") else 0
         if skipped_in_a_row:
             rows = loader.rows_of(step - 1)
-            documents = sorted({document for row in rows for document in row.documents})
+            documents = sorted({document for row in rows for document in row.doc_ids})
             named = {"skipped/rows": [row.row for row in rows], "skipped/documents": documents}
             writer.write(step, {"loss": values["loss"], "gradient_norm": values["gradient_norm"]} | named)
             progress.say(
@@ -130,9 +130,9 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
                     f"{skipped_in_a_row} steps in a row were skipped, the last is step {step}: the run has diverged; "
                     "lower optimizer.learning_rate or raise train.spike_factor, and resume from an older checkpoint"
                 )
-        mfu = {} if peak is None else {"palm": flop.palm * rate / peak / mesh.size}
-        if mfu:
-            mfu["causal"] = flop.causal * rate / peak / mesh.size
+        mfu = {}
+        if peak is not None:
+            mfu = {"palm": flop.palm * rate / peak / mesh.size, "causal": flop.causal * rate / peak / mesh.size}
         progress.update(
             step, f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s" + (f", MFU {mfu['palm']:.1%}" if mfu else "")
         )
@@ -202,11 +202,12 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
     scores = heldout_scores(nats, weights, rows, mesh)
     samples = draw_samples(graphdef, weights, tokenizer, config.evaluation, seed=options.seed)
     (run_dir / "samples.txt").write_text(samples, encoding="utf-8")
-    writer.write(last_step, final_values(scores, compressed_scores(dataset, rows)))
+    values = final_values(scores, compressed_scores(dataset, rows))
+    writer.write(last_step, values)
     writer.close()
     write_report(run_dir, config, dataset)
     print(samples)
-    print(summary(run_dir, final_line(run_dir, last_step)), flush=True)
+    print(summary(run_dir, {"step": last_step} | values), flush=True)
     return 0
 
 

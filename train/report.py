@@ -140,8 +140,8 @@ def _curves(lines: list[dict[str, Any]], names: Mapping[str, str], unit: str, *,
     """A line chart of some metrics over steps; values that are not numbers (a NaN is written as text) are left out."""
     series = {}
     for name, label in names.items():
-        points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
-        series[label] = tuple(zip(*points)) if points else ((), ())
+        told = [line for line in lines if isinstance(line.get(name), int | float)]
+        series[label] = ([line["step"] for line in told], [line[name] for line in told])
     return line_chart(series, title="", x_label="step", y_label=unit, log_y=log_y)
 
 

@@ -90,9 +90,12 @@ def shardings_of(abstract: TrainState) -> TrainState:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-def create_state(create: Callable[[], TrainState], abstract: TrainState) -> TrainState:
-    """The state itself: made on the devices that keep it, never whole on one host."""
-    return jax.jit(create, out_shardings=shardings_of(abstract))()
+def create_state(create: Callable[..., TrainState], abstract: TrainState, *arguments: Params) -> TrainState:
+    """The state itself: made on the devices that keep it, never whole on one host.
+
+    arguments: what `create` is called with, such as parameters to start from.
+    """
+    return jax.jit(create, out_shardings=shardings_of(abstract))(*arguments)
 
 
 def merge(graphdef: nnx.GraphDef, params: Params) -> Any:

@@ -68,7 +68,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(corpus, tmp_path, own_me
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     bad = lines[3]
     assert bad["step"] == 4 and bad["loss"] == "nan" and bad["skipped/rows"] == [12, 13, 14, 15]
-    assert bad["skipped/documents"] == sorted({name for row in rows for name in row.documents})
+    assert bad["skipped/documents"] == sorted({name for row in rows for name in row.doc_ids})
     assert [line["skipped_total"] for line in lines] == [0.0] * 3 + [1.0] * 9
     assert all(np.isfinite(line["loss"]) for line in lines if line["step"] != 4)
     told = capsys.readouterr().err
