@@ -19,8 +19,7 @@ from data.sources.limits import ReadLimits
 
 CHUNK = 1 << 20  # bytes
 MAX_TAIL = 64  # bytes kept between chunks so that a tag cut in two is found
-_NAMED_ENTITY = re.compile(rb"&([A-Za-z][A-Za-z0-9]*);")
-_XML_ENTITIES = {b"amp", b"lt", b"gt", b"quot", b"apos"}
+_NAMED_ENTITY = re.compile(rb"&(?!(?:lt|gt|amp|quot|apos);)([A-Za-z][A-Za-z0-9]*);")  # XML knows those five itself
 
 
 def cut_records(stream: io.BufferedReader, tag: str, limits: ReadLimits) -> Iterator[tuple[int, bytes | int]]:
@@ -67,8 +66,6 @@ def cut_records(stream: io.BufferedReader, tag: str, limits: ReadLimits) -> Iter
 
 def _named_to_numeric(match: re.Match[bytes]) -> bytes:
     name = match.group(1)
-    if name in _XML_ENTITIES:
-        return match.group(0)
     value = html5.get(name.decode() + ";")
     return value.encode("ascii", "xmlcharrefreplace") if value else b"&amp;" + name + b";"
 

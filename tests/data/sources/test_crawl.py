@@ -248,7 +248,8 @@ def test_urls_have_one_form_and_traps_are_seen() -> None:
 
 
 def test_links_feeds_and_sitemaps() -> None:
-    page = b"""<html><head><base href="https://b.example/d/"><link rel="alternate" type="application/rss+xml" href="/feed">
+    page = b"""<html><head><base href="https://b.example/d/">
+    <link rel="alternate" type="application/rss+xml" href="/feed">
     </head><a href="x">1</a><a href="x#y">2</a><a href="mailto:a@b">3</a><a href="http://[bad">4</a></html>"""
     assert links_of(page, "", "https://a.example/") == (["https://b.example/d/x"], ["https://b.example/feed"])
     assert links_of(b'<meta name="robots" content="NOFOLLOW"><a href="/x">1</a>', "", "https://a.example/") == ([], [])
