@@ -40,13 +40,18 @@ class SurvivorPolicy:
     score: str | None = None
     longest: bool = True
 
-    def row(self, document: Document, source: int) -> tuple[int, int, float, int]:
-        """The sortable facts of one document: smaller tuples survive (see `order`)."""
-        priority = self.sources.index(document.source) if document.source in self.sources else len(self.sources)
-        score = document.scores.get(self.score) if self.score is not None else 0.0
+    def priority(self, source: str) -> int:
+        """The place of a source: smaller survives."""
+        return self.sources.index(source) if source in self.sources else len(self.sources)
+
+    def value(self, document: Document) -> float:
+        """The quality of a document: larger survives."""
+        if self.score is None:
+            return 0.0
+        score = document.scores.get(self.score)
         if isinstance(score, bool) or not isinstance(score, int | float) or math.isnan(score):
-            score = -math.inf
-        return priority, source, float(score), len(document.text) if self.longest else 0
+            return -math.inf
+        return float(score)
 
 
 class RowWriter:
@@ -55,14 +60,19 @@ class RowWriter:
     def __init__(self, policy: SurvivorPolicy) -> None:
         self.policy = policy
         self.sources: dict[str, int] = {}
+        self._priorities: list[int] = []
         self._rows: list[tuple[int, int, float, int, int]] = []
         self._ids = bytearray()
 
     def add(self, document: Document) -> None:
         """Remember one document."""
-        source = self.sources.setdefault(document.source, len(self.sources))
+        source = self.sources.get(document.source)
+        if source is None:
+            source = self.sources[document.source] = len(self.sources)
+            self._priorities.append(self.policy.priority(document.source))
         self._ids += document.id.encode("utf-8")
-        self._rows.append((*self.policy.row(document, source), len(self._ids)))
+        length = len(document.text) if self.policy.longest else 0
+        self._rows.append((self._priorities[source], source, self.policy.value(document), length, len(self._ids)))
 
     def save(self, folder: Path) -> int:
         """Write the table of this shard into `folder`; the number of rows. The scan calls `mark_whole` after it."""

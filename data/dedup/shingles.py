@@ -184,13 +184,13 @@ def _hash_text(text: str, unit: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _find_words(text: str, unit: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(codes, starts, ends) of the words of a text that ends in a separator."""
-    classes = _classes()
     if text.isascii():
-        codes = np.frombuffer(text.encode("latin-1"), np.uint8)
-        kinds = classes[:128].take(codes)
+        raw = text.encode("latin-1")
+        codes = np.frombuffer(raw, np.uint8)
+        kinds = np.frombuffer(raw.translate(_classes()[:256].tobytes()), np.uint8)
     else:
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        kinds = classes.take(codes)
+        kinds = _classes().take(codes)
     single = kinds == 2 if unit == "words" else kinds > 0
     running = kinds == 1 if unit == "words" else np.zeros(len(kinds), bool)
     edges = np.flatnonzero(running[1:] != running[:-1]) + 1
