@@ -18,8 +18,8 @@ from data.features import Features
 VERSION = 1
 _HEAD = 1500  # characters at the top of a file where generators leave their note
 _GENERATED = re.compile(
-    r"(?:auto-?\s?generated|generated (?:by|from|with|automatically|code|file)|do not (?:edit|modify)|@generated"
-    r"|this file was (?:automatically )?(?:generated|created))",
+    r"(?:\bauto-?\s?generated|\bgenerated (?:by|automatically)\b|\bdo not edit\b|@generated\b"
+    r"|this file (?:was|is) (?:automatically )?generated)",
     re.IGNORECASE,
 )
 _VENDORED = re.compile(
@@ -27,8 +27,21 @@ _VENDORED = re.compile(
 )
 _LITERAL = re.compile(r"(?:0x[0-9a-fA-F]+|[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?)[,\s;\]})]")
 PERMISSIVE = (
-    *("MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "ISC", "Unlicense", "CC0-1.0", "PSF-2.0", "Zlib"),
-    *("Python-2.0", "HPND", "BSD", "Apache", "BSL-1.0", "MIT-0", "PSFL"),
+    *(
+        "MIT",
+        "MIT-0",
+        "Apache-2.0",
+        "Apache",
+        "BSD",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "0BSD",
+        "ISC",
+        "Unlicense",
+        "Zlib",
+    ),
+    *("CC0-1.0", "PSF-2.0", "PSFL", "Python-2.0", "HPND", "BSL-1.0"),
+    "License agreement for matplotlib versions 1.3.0 and later",
 )
 
 
@@ -77,7 +90,8 @@ class CodeQuality:
 class Licence:
     """Keep documents whose meta["licence"] is allowed; names are compared without case, " License" and " Licence".
 
-    allow_missing: whether documents that say nothing are kept.
+    Of an SPDX expression, every part of an AND and one part of an OR must be. allow_missing: whether documents that
+    say nothing are kept.
     """
 
     allowed: tuple[str, ...] = PERMISSIVE
@@ -90,8 +104,9 @@ class Licence:
         licence = document.meta.get("licence") or document.meta.get("license")
         if not licence:
             return document if self.allow_missing else Drop("no_licence", None, ", ".join(self.allowed))
-        given = _plain(str(licence))
-        if any(given == _plain(name) for name in self.allowed):
+        allowed = {_plain(name) for name in self.allowed}
+        choices = re.split(r"\s+OR\s+", str(licence).replace("(", " ").replace(")", " "))
+        if any({_plain(part) for part in re.split(r"\s+AND\s+", choice)} <= allowed for choice in choices):
             return document
         return Drop("licence_not_allowed", str(licence)[:80], ", ".join(self.allowed))
 

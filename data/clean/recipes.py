@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from data.clean.basic import Alphabetic, Characters, Normalise, WordLength, Words
+from typing import Any
+
+from data.clean.basic import Alphabetic, Characters, MetaIs, Normalise, WordLength, Words
 from data.clean.c4 import C4
 from data.clean.code import CodeQuality, Licence
 from data.clean.fineweb import FineWeb
 from data.clean.gopher_quality import GopherQuality
 from data.clean.gopher_repetition import GopherRepetition
-from data.clean.language import Language, LanguageIs
+from data.clean.language import Language, LanguageIs, LanguageStopWords
 from data.clean.perplexity import PerplexityIs
 from data.clean.pii import PersonalData
+from data.clean.refinedweb import RefinedWebLines
 from data.clean.step import Recipe
-from data.clean.toxicity import ScoreIs, Toxicity, WordList
+from data.clean.toxicity import ClassifierScore, ScoreIs, Toxicity, WordList
 
 
 def basic(*, perplexity: bool = False) -> Recipe:
@@ -133,3 +136,28 @@ def dialogue() -> Recipe:
             ScoreIs(score="toxicity_sentence", maximum=0.95),
         ),
     )
+
+
+_STEPS = {
+    step.__name__: step
+    for step in (
+        *(Alphabetic, C4, Characters, ClassifierScore, CodeQuality, FineWeb, GopherQuality, GopherRepetition, Language),
+        *(LanguageIs, LanguageStopWords, Licence, MetaIs, Normalise, PerplexityIs, PersonalData, RefinedWebLines),
+        *(ScoreIs, Toxicity, WordLength, WordList, Words),
+    )
+}
+
+
+def recipe_from_json(value: dict[str, Any]) -> Recipe | None:
+    """A recipe as the manifest holds it, as a value again; None where it holds a step that is not one of ours."""
+    steps = []
+    for step in value["steps"]:
+        kind = _STEPS.get(step["type"])
+        if kind is None:
+            return None
+        steps.append(kind(**{name: _tuples(setting) for name, setting in step.items() if name != "type"}))
+    return Recipe(name=value["name"], steps=tuple(steps))
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
