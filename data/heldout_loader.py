@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.loader import Batch, LoaderConfig, RowMaker, checked, empty_batch, process_rows
+from data.loader import LoaderConfig, process_rows
 from data.pack import Plan, plan_rows
+from data.rows import Batch, RowMaker, checked, empty_batch
 from data.token_reader import TokenReader, open_tokens
 from data.tokenizer import Tokenizer
 

@@ -24,10 +24,9 @@ import xxhash
 
 from data.mixture import Mixture, token_weights
 from data.pack import Packing, Plan, cached_plan
+from data.rows import Batch, RowMaker, checked, empty_batch
 from data.token_reader import TokenReader, open_tokens
 from data.tokenizer import Tokenizer
-
-Batch = dict[str, np.ndarray]  # inputs, targets, segment_ids, positions: int32 [B, T]; loss_weights: float32 [B, T]
 
 LAST_STEP = 1 << 48  # Grain asks for a length; no run gets there
 GOLDEN, MIX_1, MIX_2 = (
@@ -107,32 +106,6 @@ class LoaderStats:
     rows: int
     fill: float
     sources: dict[str, SourceStats]
-
-
-class RowMaker:
-    """Rows of one source's plan as arrays."""
-
-    def __init__(self, reader: TokenReader, source: str, plan: Plan):
-        self._reader, self._source, self._plan = reader, source, plan
-        self._index = reader.index[source]
-        self._counting = np.arange(plan.seq_len, dtype=np.int32)
-
-    def fill(self, batch: Batch, place: int, row: int) -> None:
-        """Write row `row` of the plan into place `place` of a batch that holds padding there."""
-        plan, index, reader, column = self._plan, self._index, self._reader, 0
-        first, last = int(plan.row_first[row]), int(plan.row_first[row + 1])
-        begins = index.begins[plan.piece_document[first:last]] + plan.piece_start[first:last]
-        for segment, (begin, length) in enumerate(zip(begins.tolist(), plan.piece_length[first:last].tolist()), 1):
-            end = column + length
-            ids = reader.ids(self._source, begin, begin + length + 1)
-            batch["inputs"][place, column:end] = ids[:-1]
-            batch["targets"][place, column:end] = ids[1:]
-            batch["segment_ids"][place, column:end] = segment
-            batch["positions"][place, column:end] = self._counting[:length]
-            batch["loss_weights"][place, column:end] = (
-                reader.loss_weights(self._source, begin + 1, begin + length + 1) if index.weighted else 1.0
-            )
-            column = end
 
 
 class Loader:
@@ -290,22 +263,6 @@ def process_rows(batch_size: int, process_index: int, process_count: int) -> ran
         )
     share = batch_size // process_count
     return range(process_index * share, (process_index + 1) * share)
-
-
-def empty_batch(rows: int, seq_len: int, pad_id: int) -> Batch:
-    """Rows of padding: pad ids, segment 0, position 0, loss weight 0."""
-    batch = {name: np.zeros((rows, seq_len), np.int32) for name in ("inputs", "targets", "segment_ids", "positions")}
-    batch["inputs"][:] = batch["targets"][:] = pad_id
-    batch["loss_weights"] = np.zeros((rows, seq_len), np.float32)
-    return batch
-
-
-def checked(batch: Batch) -> Batch:
-    """The batch, once every dtype is what the model is compiled for."""
-    for name, array in batch.items():
-        wanted = np.float32 if name == "loss_weights" else np.int32
-        assert array.dtype == wanted, f"{name} is {array.dtype}, expected {wanted.__name__}"
-    return batch
 
 
 def permutation(size: int, seed: int, source: str, epoch: int, window: int) -> np.ndarray:
