@@ -25,8 +25,8 @@ class KVCache:
 
     k: Any
     v: Any
-    segment_ids_BS: jax.Array
-    length_B: jax.Array
+    segment_ids_BS: Any  # arrays [B, S] and [B]; Any, because a pytree may hold shapes or shardings in their place
+    length_B: Any
 
 
 def init_cache(
