@@ -49,7 +49,7 @@ class Record:
 
     offset: int
     type: WarcRecordType
-    headers: Mapping[str, str]
+    headers: Any  # get(name), whatever the case of its letters
     length: int
     data: bytes
     fault: str = ""
@@ -99,7 +99,6 @@ def iter_records(raw: BinaryIO, limit: int, types: WarcRecordType = WANTED) -> I
 
 
 def _read_record(record: WarcRecord, limit: int) -> Record:
-    headers = {name.lower(): value for name, value in record.headers.to_tuples()}
     length, data, fault = record.content_length, b"", ""
     if length > limit:
         fault = "record_too_large"
@@ -109,7 +108,7 @@ def _read_record(record: WarcRecord, limit: int) -> Record:
             fault = "truncated_record" if len(data) < length else "wrong_record_length" if SWALLOWED in data else ""
         except (OSError, ValueError, EOFError):
             fault = "corrupt_record"
-    return Record(record.stream_pos, record.record_type, headers, length, data, fault)
+    return Record(record.stream_pos, record.record_type, record.headers, length, data, fault)
 
 
 def find_next(raw: BinaryIO, start: int, kind: bytes) -> int | None:
@@ -240,7 +239,7 @@ class WarcSource(FileSource):
     def pages(self, raw: BinaryIO, blocked: Any) -> Iterator[tuple[tuple[int, dict[str, Any]], Page | Extracted]]:
         """((offset, meta), page to extract or finished text or reason) of every record that holds a page."""
         for record in iter_records(raw, self.limits.max_record_bytes):
-            url = record.headers.get("warc-target-uri", "").strip("<>")
+            url = (record.headers.get("warc-target-uri") or "").strip("<>")
             meta: dict[str, Any] = {
                 "url": url,
                 "offset": record.offset,
@@ -255,7 +254,7 @@ class WarcSource(FileSource):
 
     def _page(self, record: Record, url: str, meta: dict[str, Any], blocked: Any) -> Page | Extracted | None:
         """A page to extract, a finished text, a reason, or None for records that hold no page."""
-        if record.type == WarcRecordType.metadata and "json" not in record.headers.get("content-type", ""):
+        if record.type == WarcRecordType.metadata and "json" not in (record.headers.get("content-type") or ""):
             return None
         if record.fault:
             return Extracted("", {"value": record.message or record.length}, record.fault)

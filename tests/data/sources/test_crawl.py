@@ -115,8 +115,8 @@ def stored(folder: Path) -> Counter[str]:
         with path.open("rb") as raw:
             for record in iter_records(raw, 1 << 24):
                 assert not record.fault
-                if "warc-target-uri" in record.headers:
-                    found["/" + record.headers["warc-target-uri"].split("/", 3)[3]] += 1
+                if url := record.headers.get("WARC-Target-URI"):
+                    found["/" + url.split("/", 3)[3]] += 1
     return found
 
 

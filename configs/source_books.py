@@ -1,0 +1,31 @@
+"""Books: Project Gutenberg texts without header and licence tail, and EPUB files.
+
+    python -m train.main --config configs/source_books.py
+
+SLUICE_REAL_DATA (default: inputs) names a folder with gutenberg/ (.txt as gutenberg.org has them); add
+`EpubSource(name="epub", paths=(...,))` for EPUB books of your own.
+"""
+
+import os
+from dataclasses import replace
+
+from configs import quickstart
+from data.clean.recipes import prose
+from data.clean.stage import cleaning
+from data.sources.gutenberg import GutenbergSource
+from data.sources.text_files import TextFolder
+from train.config import Config
+
+INPUTS = os.environ.get("SLUICE_REAL_DATA", "inputs")
+
+
+def get_config() -> Config:
+    """The quickstart's model and recipe on books and long plain texts."""
+    base = quickstart.get_config()
+    sources = (
+        GutenbergSource(name="gutenberg", paths=(f"{INPUTS}/gutenberg",)),
+        TextFolder(name="text", paths=(f"{INPUTS}/text",)),
+    )
+    stages = (*cleaning(default=prose()), *base.data.stages[-4:])
+    data = replace(base.data, path="datasets/source_books", sources=sources, stages=stages)
+    return replace(base, name="source_books", run_dir="runs/source_books", data=data)

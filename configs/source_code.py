@@ -1,0 +1,31 @@
+"""Code: Git repositories by language with their licences, and the questions and answers of a Stack Exchange dump.
+
+    python -m train.main --config configs/source_code.py
+
+Reads this repository itself; `repositories` takes folders and URLs. SLUICE_REAL_DATA (default: inputs) names a folder
+with stackexchange/*Posts.xml.
+"""
+
+import os
+from dataclasses import replace
+
+from configs import quickstart
+from data.clean.recipes import code, prose
+from data.clean.stage import cleaning
+from data.sources.git_repository import GitSource
+from data.sources.stack_exchange import StackExchangeSource
+from train.config import Config
+
+INPUTS = os.environ.get("SLUICE_REAL_DATA", "inputs")
+
+
+def get_config() -> Config:
+    """The quickstart's model and recipe on code and on answers about coffee."""
+    base = quickstart.get_config()
+    sources = (
+        GitSource(name="git", repositories=(".",), languages=("Python", "Markdown")),
+        StackExchangeSource(name="answers", paths=(f"{INPUTS}/stackexchange",), site="coffee.stackexchange.com"),
+    )
+    stages = (*cleaning(recipes=(("git", code()), ("answers", prose()))), *base.data.stages[-4:])
+    data = replace(base.data, path="datasets/source_code", sources=sources, stages=stages)
+    return replace(base, name="source_code", run_dir="runs/source_code", data=data)

@@ -1,0 +1,35 @@
+"""Papers: arXiv LaTeX with OAI metadata, abstracts, JATS articles and PubMed records.
+
+    python -m train.main --config configs/source_papers.py
+
+SLUICE_REAL_DATA (default: inputs) names a folder with arxiv/ (.tex, tars of arXiv, OAI-PMH .xml) and jats/.
+"""
+
+import os
+from dataclasses import replace
+
+from configs import quickstart
+from data.clean.recipes import prose
+from data.clean.stage import cleaning
+from data.sources.arxiv import ArxivSource
+from data.sources.jats import JatsSource
+from data.sources.oai import OaiSource
+from data.sources.pubmed import PubmedSource
+from train.config import Config
+
+INPUTS = os.environ.get("SLUICE_REAL_DATA", "inputs")
+
+
+def get_config() -> Config:
+    """The quickstart's model and recipe on papers."""
+    base = quickstart.get_config()
+    oai = (f"{INPUTS}/arxiv/*.xml",)
+    sources = (
+        ArxivSource(name="arxiv", paths=(f"{INPUTS}/arxiv/*.tex",), metadata=oai),
+        OaiSource(name="abstracts", paths=oai),
+        JatsSource(name="pmc", paths=(f"{INPUTS}/jats/*.nxml",)),
+        PubmedSource(name="pubmed", paths=(f"{INPUTS}/jats/pubmed*.xml",)),
+    )
+    stages = (*cleaning(default=prose()), *base.data.stages[-4:])
+    data = replace(base.data, path="datasets/source_papers", sources=sources, stages=stages)
+    return replace(base, name="source_papers", run_dir="runs/source_papers", data=data)

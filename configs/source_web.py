@@ -1,0 +1,46 @@
+"""Web pages: a polite crawl into WARC files, their main text, and a small model of it.
+
+    python -m data.crawl --config configs/source_web.py          polite: a page a second; stops at 500 pages
+    python -m train.main --config configs/source_web.py
+
+SLUICE_REAL_DATA (default: inputs) names a folder with warc/ (Common Crawl's WARC and WET files) and html/ (saved pages).
+The crawl writes to inputs/crawl/warc: add that folder to the paths of `WarcSource` to read it.
+"""
+
+import os
+from dataclasses import replace
+
+from configs import quickstart
+from data.clean.recipes import prose
+from data.clean.stage import cleaning
+from data.sources.crawl_config import CrawlConfig
+from data.sources.html_files import HtmlFolder
+from data.sources.url_block import UrlBlockList
+from data.sources.warc import WarcSource
+from train.config import Config
+
+INPUTS = os.environ.get("SLUICE_REAL_DATA", "inputs")
+
+
+def get_crawl() -> CrawlConfig:
+    """Five hundred pages of Python's documentation. Put your own address in `user_agent` before you start it."""
+    return CrawlConfig(
+        folder="inputs/crawl",
+        seeds=("https://docs.python.org/3/tutorial/",),
+        user_agent="sluice-example (https://example.org/contact)",
+        allow=(r"^https://docs\.python\.org/3/(tutorial|library)/",),
+        max_pages=500,
+    )
+
+
+def get_config() -> Config:
+    """The quickstart's model and recipe on extracted pages."""
+    base = quickstart.get_config()
+    block = UrlBlockList(domains=("doubleclick.net",))
+    sources = (
+        WarcSource(name="warc", paths=(f"{INPUTS}/warc",), block=block),
+        HtmlFolder(name="html", paths=(f"{INPUTS}/html",)),
+    )
+    stages = (*cleaning(default=prose()), *base.data.stages[-4:])
+    data = replace(base.data, path="datasets/source_web", sources=sources, stages=stages)
+    return replace(base, name="source_web", run_dir="runs/source_web", data=data)
