@@ -6,11 +6,20 @@ import pytest
 from data.build import build_dataset
 from models.sharding import MeshConfig, make_mesh
 from tests.train.tiny import run_config, write_corpus
+from train.main import use_compilation_cache
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The runs of these tests share their programs: each is compiled once a session, as a run's own cache does."""
+    use_compilation_cache(str(tmp_path_factory.mktemp("compiled")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """A folder with the corpus, its built dataset, and a compilation cache."""
+    """A folder with the corpus and its built dataset."""
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder)
     build_dataset(run_config(folder).data)

@@ -119,13 +119,18 @@ def run_config(folder: Path, **changes) -> Config:
         "model": tiny_model(vocab_size=600),
         "optimizer": Muon(),
         "schedule": WarmupStableDecay(warmup_steps=2, decay_fraction=1.0),
-        "train": TrainConfig(num_steps=12, log_every=1, compilation_cache=str(folder / "cache"), tensorboard=False),
+        "train": train_config(compilation_cache=str(folder / "cache")),
         "checkpoint": CheckpointConfig(every_steps=4),
         "evaluation": EvaluationConfig(
             every_steps=6, max_bytes=4000, max_final_bytes=8000, prompts=("def ",), sample_tokens=4
         ),
     }
     return Config(**(sections | changes))
+
+
+def train_config(**changes) -> TrainConfig:
+    """Twelve steps with all that a run can carry along; the same compiled step in every test that uses it."""
+    return TrainConfig(**({"num_steps": 12, "log_every": 1, "ema_decay": 0.5, "tensorboard": False} | changes))
 
 
 def write_corpus(folder: Path) -> None:
