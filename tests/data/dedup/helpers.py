@@ -39,9 +39,16 @@ def tree_bytes(output: Path) -> dict[str, bytes]:
     return {str(path.relative_to(output)): path.read_bytes() for path in files}
 
 
+_UNSPACED = r"\u0E00-\u0FFF\u1000-\u109F\u1780-\u17FF\u3040-\u30FF\u31F0-\u31FF\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF"
+_WORD = regex.compile(
+    rf"(?=[{_UNSPACED}\U00020000-\U0003FFFF])[\p{{L}}\p{{N}}\p{{M}}]"
+    rf"|(?:(?![{_UNSPACED}\U00020000-\U0003FFFF])[\p{{L}}\p{{N}}\p{{M}}_])+"
+)
+
+
 def words(text: str) -> list[str]:
-    """The words of a text by a regular expression."""
-    return regex.findall(r"[\w\p{M}]+", unicodedata.normalize("NFC", text).lower())
+    """The words of a text by a regular expression; characters of scripts without spaces are words."""
+    return _WORD.findall(unicodedata.normalize("NFC", text).lower())
 
 
 def shingle_set(text: str, size: int = 5) -> set[tuple[str, ...]]:

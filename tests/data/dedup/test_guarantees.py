@@ -202,6 +202,7 @@ def test_exact_dedup_normalises_and_keeps_by_policy(tmp_path):
         "The quick brown fox, jumps over_the lazy dog; and then: some more 1.5 words.",
         "naïve café e\u0301cole straße ÇA İstanbul ﬁn",
         "हिन्दी में लिखा हुआ एक वाक्य यहाँ है और शब्द",
+        "in x² + y² the t₁ and Ⅳ½ of 你好世界 and こんにちは、世界 are words",
         "short",
         "",
         "a b c d",
