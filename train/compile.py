@@ -133,7 +133,6 @@ def compile_report(config: Config, topology: str) -> str:
     Raises:
       ValueError: the compiler is not installed, or the step does not fit the chip.
     """
-    jax.config.update("jax_platforms", "cpu")  # no accelerator is looked for; the compiler is asked by name
     chip, _ = parse_topology(topology)
     mesh = make_mesh(config.mesh, topology_devices(topology))
     try:

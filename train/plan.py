@@ -74,6 +74,8 @@ def dry_run(config: Config, topology: str | None = None) -> None:
 
     topology: "v6e:16x16", "h100:8"; the mesh and the batch are then fitted to its number of chips.
     """
+    if topology is not None or -1 not in dataclasses.astuple(config.mesh):
+        jax.config.update("jax_platforms", "cpu")  # the accelerators here may be at work, and are not needed
     if topology is not None:
         from train.compile import compile_report, fitted, number_of_chips
 

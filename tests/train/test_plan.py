@@ -1,0 +1,103 @@
+"""The dry run: what it says of a run is what the run then has, and it makes no arrays."""
+
+import dataclasses
+import re
+import time
+
+import jax
+import pytest
+
+from models.config import ModelConfig
+from models.sharding import MeshConfig, abstract_mesh
+from train.collectives import collectives
+from train.config import apply_overrides, load_config
+from train.plan import describe_run, dry_run, memory_by_kind, plan
+
+
+def config_8b(*overrides: str):
+    return apply_overrides(load_config("configs/pretrain_8b.py"), overrides)
+
+
+def test_eight_billion_parameters_on_64_devices_are_planned_in_seconds(capsys: pytest.CaptureFixture):
+    begin = time.process_time()
+    dry_run(config_8b("mesh.fsdp=64"))
+    assert time.process_time() - begin < 30
+    text = capsys.readouterr().out
+    assert "8,030,261,248 parameters" in text  # Llama 3 8B's published count
+    assert "fsdp=64" in text and "64 devices" in text
+    assert re.search(r"layers\.mlp\.up\.kernel +32x4096x14336 +float32 +-, fsdp, tensor +112\.00", text)
+    for line in ("parameters", "gradients", "optimizer", "activations saved", "logits", "FLOP a token", "cudnn_packed"):
+        assert line in text
+
+
+def test_a_device_holds_its_share_of_parameters_and_moments():
+    config = config_8b("mesh.fsdp=64")
+    mesh = abstract_mesh(config.mesh, 64)
+    run = describe_run(config, mesh)
+    memory = memory_by_kind(config, run.state, mesh)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
+    norms = (2 * 32 + 1) * 4096  # norms are not split
+    assert memory["parameters"] == (num_params - norms) * 4 // 64 + norms * 4
+    assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=1e-6)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((run.state, run.batch)))
+
+
+def test_rematerialisation_and_accumulation_lower_the_activations():
+    def activations(*overrides: str) -> int:
+        config = config_8b("mesh.fsdp=64", *overrides)
+        mesh = abstract_mesh(config.mesh, 64)
+        return memory_by_kind(config, describe_run(config, mesh).state, mesh)["activations saved"]
+
+    full, dots = activations(), activations("model.execution.remat='dots'")
+    none = activations("model.execution.remat='none'")
+    assert full < dots < none
+    assert activations("train.grad_accum_steps=4") == full // 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("mesh.fsdp=60",), "fsdp=60 does not divide model.embed_dim=4096"),
+        (("mesh.fsdp=8", "mesh.tensor=16"), "num_kv_heads=8"),
+        (("mesh.fsdp=64", "loader.global_batch_size=100"), "batch of 100 rows"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused_before_anything_starts(overrides: tuple[str, ...], words: str):
+    with pytest.raises(ValueError, match=words):
+        dry_run(config_8b(*overrides))
+
+
+def test_the_plan_of_a_run_on_this_machine_names_its_mesh():
+    config = load_config("configs/quickstart.py")
+    text = plan(dataclasses.replace(config, mesh=MeshConfig()), abstract_mesh(MeshConfig(), 1))
+    assert "data=1 x fsdp=1 x tensor=1 (1 devices)" in text
+    assert isinstance(config.model, ModelConfig) and f"x{config.model.mlp_dim}" in text
+
+
+HLO = """HloModule step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %gathered = bf16[4,1024]{1,0} all-gather(%x), channel_id=1, dimensions={0}
+  %start = (f32[16]{0}, f32[128]{0}) all-gather-start(%y), channel_id=2
+  %done = f32[128]{0} all-gather-done(%start)
+  ROOT %t = (s32[], f32[8]{0}) tuple(%i, %z)
+}
+
+%inner (p: f32[8]) -> f32[8] {
+  ROOT %r = f32[8]{0} all-reduce(%p), to_apply=%add
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]{0}) while(%init), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"32"}}
+  %c = f32[8]{0} call(%a), to_apply=%inner
+  ROOT %s = f32[2]{0} reduce-scatter(%c), to_apply=%add
+}
+"""
+
+
+def test_collectives_are_counted_as_often_as_their_loop_runs():
+    found = collectives(HLO)
+    assert found["all-gather"] == (64, 32 * (4 * 1024 * 2 + 128 * 4))
+    assert found["all-reduce"] == (1, 32)
+    assert found["reduce-scatter"] == (1, 8)
