@@ -3,7 +3,7 @@
     python -m data.crawl --config configs/source_web.py          polite: a page a second; stops at 500 pages
     python -m train.main --config configs/source_web.py
 
-SLUICE_REAL_DATA (default: inputs) names a folder with warc/ (Common Crawl's WARC and WET files) and html/ (saved pages).
+SLUICE_REAL_DATA (default: inputs) names a folder with warc/ (WARC and WET files, plain or .gz) and html/ (saved pages).
 The crawl writes to inputs/crawl/warc: add that folder to the paths of `WarcSource` to read it.
 """
 
