@@ -167,7 +167,8 @@ def make_documents(sentences: Sequence[str], first: int, count: int, copies: flo
     return documents
 
 
-def write_shard(folder: Path, sentences: Sequence[str], count: int, number: int) -> str:
+def write_shard(folder: Path, count: int, number: int) -> str:
+    sentences = json.loads((folder / "sentences.json").read_text(encoding="utf-8"))
     path = folder / f"{number:05d}.parquet"
     write_documents(path, make_documents(sentences, number * count, count, copies=1 / 3))
     return str(path)
@@ -209,7 +210,8 @@ def million(folder: Path, sentences: Sequence[str]) -> dict[str, object]:
     """One million documents from text to verdicts on two workers: minutes and peak memory of all processes."""
     (folder / "million").mkdir()
     engine = LocalPool(workers=2)
-    make = partial(write_shard, folder / "million", sentences, 50_000)
+    (folder / "million" / "sentences.json").write_text(json.dumps(sentences), encoding="utf-8")
+    make = partial(write_shard, folder / "million", 50_000)
     paths = [Path(path) for path in engine.map_shards(make, list(range(20)), label="make documents")]
     with PeakMemory() as memory:
         start = time.monotonic()
