@@ -57,8 +57,12 @@ class CsvSource(FileSource):
         lines = _Lines(stream, self.limits.max_record_bytes)
         csv.field_size_limit(self.limits.max_record_bytes)
         rows = csv.reader(iter(lines), delimiter=delimiter, strict=False)
-        header = next(rows, None)
-        if header is None:
+        try:
+            header = next(rows, None)
+        except csv.Error as error:
+            yield self.drop(shard, "header", "bad_csv", value=str(error))
+            return
+        if not header:
             yield self.drop(shard, "header", "empty_file")
             return
         header[0] = header[0].removeprefix("\ufeff")

@@ -161,6 +161,8 @@ def test_csv_quotes_line_ends_and_wrong_rows(tmp_path: Path) -> None:
     documents, drops = read(CsvSource(name="c", paths=(str(path),), meta_fields=("n",)))
     assert [(d.text, d.meta["n"]) for d in documents] == [('two\nlines, and "quotes"', "1"), ("last", "3")]
     assert reasons(drops) == {"wrong_number_of_fields": 1, "bad_encoding": 1}
+    path.write_bytes(b"\ntext,n\na,1\n")
+    assert reasons(read(CsvSource(name="c", paths=(str(path),)))[1]) == {"empty_file": 1}
     path.write_bytes(b'text,n\n"never closed' + b"x,1\n" * 10000)
     documents, drops = read(CsvSource(name="c", paths=(str(path),), limits=ReadLimits(max_record_bytes=5000)))
     assert not documents and reasons(drops) == {"record_too_large": 1}
