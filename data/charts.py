@@ -36,7 +36,8 @@ h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #d7dee6 }
 table { border-collapse: collapse; margin: .6rem 0; font-size: 13px } th { background: #f1f4f7; text-align: left }
 td, th { border: 1px solid #d7dee6; padding: .2rem .5rem; vertical-align: top }
 td.number { text-align: right; white-space: nowrap }
-svg { max-width: 100%; height: auto } figure { display: inline-block; margin: .4rem; vertical-align: top }
+svg { max-width: 100%; height: auto }
+figure { display: inline-block; width: calc(50% - 1.2rem); min-width: 20rem; margin: .4rem; vertical-align: top }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f7f9fb; padding: .5rem; margin: .3rem 0 }
 pre { font-size: 12px } mark { background: #ffd9a0 } summary { cursor: pointer }
 nav a { margin-right: 1rem } .muted { color: #66727f }

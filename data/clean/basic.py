@@ -61,7 +61,7 @@ class Normalise:
         changes: dict[str, int] = {}
         if not text.isascii():
             text, changes = self._characters(text)
-        elif self.whitespace == "prose" and not _NEEDS_WORK.search(text):
+        elif text and self.whitespace == "prose" and not _NEEDS_WORK.search(text):
             return document
         text, changes["line_ends"] = _LINE_ENDS.subn("\n", text) if not text.isascii() or "\r" in text else (text, 0)
         text, changes["page_breaks"] = _PAGE_BREAKS.subn("\n" if self.whitespace == "prose" else "", text)

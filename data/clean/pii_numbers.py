@@ -93,7 +93,7 @@ def find_numbers(text: str, kinds: frozenset[str], regions: tuple[str, ...] = RE
 def _is_card(value: str, digits: str, before: str) -> bool:
     if not 12 <= len(digits) <= 19 or "(" in value or "+" in value:
         return False
-    if not luhn.is_valid(digits) or len(set(digits)) < 3:
+    if not luhn.is_valid(digits) or len(set(digits)) < 2:
         return False
     if not _CARD.fullmatch(digits):
         return _CARD_BEFORE.search(before) is not None

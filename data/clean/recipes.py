@@ -127,7 +127,12 @@ def dialogue() -> Recipe:
         steps=(
             Normalise(repair_encoding=True),
             Words(minimum=10, maximum=100_000),
-            GopherRepetition(max_duplicate_lines=0.5, max_duplicate_line_chars=0.3, duplicate_ngrams=((10, 0.3),)),
+            GopherRepetition(
+                max_duplicate_lines=0.5,
+                max_duplicate_line_chars=0.3,
+                top_ngrams=((2, 0.35),),
+                duplicate_ngrams=((10, 0.3),),
+            ),
             WordList(min_hits=2),
             PersonalData(),
             Language(),

