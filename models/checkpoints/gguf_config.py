@@ -92,9 +92,14 @@ def gguf_metadata(config: ModelConfig) -> tuple[str, dict[str, Any]]:
         param_dtype=config.param_dtype,
         execution=config.execution,
     )
-    plain = isinstance(rotary, Rotary) and (rotary.scaling is None or isinstance(rotary.scaling, LinearScaling))
     same = dataclasses.replace(config, pattern=repeating(config.blocks))
-    if not plain or meant != same or not math.isclose(config.query_scale, config.head_dim**-0.5):
+    scaling = None if rotary is None else rotary.scaling
+    if (
+        rotary is None
+        or not isinstance(scaling, LinearScaling | None)
+        or meant != same
+        or not math.isclose(config.query_scale, config.head_dim**-0.5)
+    ):
         raise ValueError("GGUF is written for models built as Llama, Qwen2 or Qwen3 only; save a Hugging Face folder")
     found: dict[str, Any] = {
         "block_count": config.num_layers,
@@ -110,8 +115,8 @@ def gguf_metadata(config: ModelConfig) -> tuple[str, dict[str, Any]]:
         "rope.dimension_count": int(config.head_dim * rotary.fraction),
         "vocab_size": config.vocab_size,
     }
-    if isinstance(rotary.scaling, LinearScaling):
-        found |= {"rope.scaling.type": "linear", "rope.scaling.factor": rotary.scaling.factor}
+    if isinstance(scaling, LinearScaling):
+        found |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
     if config.pattern[0].window is not None:
         found["attention.sliding_window"] = config.pattern[0].window
     return wanted, found

@@ -57,7 +57,7 @@ def gguf_tokenizer(file: GgufFile) -> TextTokenizer:
 
 def _byte_level(meta: dict[str, Any], tokens: list[str]) -> Tokenizer:
     name = meta.get("tokenizer.ggml.pre", "default")
-    split = {
+    split: dict[str, list[Any]] = {
         "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
         "default": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
         "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],

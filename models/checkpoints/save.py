@@ -7,7 +7,9 @@ first (`expressible`): norms without parameters get ones, a norm on the embeddin
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from models.checkpoints.names import HF_TABLES, Rule, select
 from models.checkpoints.tensors import MAX_SHARD_BYTES, Entry, write_safetensors
 from models.checkpoints.tokenizer import TextTokenizer
 from models.checkpoints.weights import parameter_paths
-from models.config import LayerNorm, ModelConfig, RMSNorm
+from models.config import ModelConfig, RMSNorm
 from models.transformer import CausalLM, abstract_model
 
 
@@ -65,7 +67,7 @@ def hf_entries(model: CausalLM, table: Mapping[str, Rule], dtype: np.dtype) -> I
         for layer in range(model.config.num_layers) if parts[0][0].stacked else (None,):
             name = template if layer is None else template.replace("{i}", str(layer))
             shape = parts[0][0].shape(parts[0][1].shape[0 if layer is None else 1 :])
-            yield name, shape, dtype, lambda p=parts, i=layer: _values(p, i, model.config, dtype)
+            yield name, shape, dtype, partial(_values, parts, layer, model.config, dtype)
 
 
 def _values(parts: list[tuple[Rule, jax.Array]], layer: int | None, config: ModelConfig, dtype: np.dtype) -> np.ndarray:
@@ -85,7 +87,7 @@ def expressible(model: CausalLM) -> CausalLM:
 def _with_norm_scales(model: CausalLM) -> CausalLM:
     """Norms without parameters become norms with ones."""
 
-    def scaled(norm: RMSNorm | LayerNorm | None) -> RMSNorm | LayerNorm | None:
+    def scaled(norm: Any) -> Any:
         return dataclasses.replace(norm, scale=True) if isinstance(norm, RMSNorm) and not norm.scale else norm
 
     old = model.config
@@ -95,8 +97,8 @@ def _with_norm_scales(model: CausalLM) -> CausalLM:
     if config == old:
         return model
     graph, state = nnx.split(abstract_model(config))
-    known = dict(nnx.to_flat_state(nnx.state(model)))
-    filled = {}
+    known: dict[Any, Any] = dict(nnx.to_flat_state(nnx.state(model)))
+    filled: dict[Any, Any] = {}
     for path, leaf in nnx.to_flat_state(state):
         ones = leaf.replace(jnp.ones(leaf.get_value().shape, config.param_dtype))  # only scales can be new
         filled[path] = known.get(path, ones)
@@ -111,10 +113,11 @@ def _with_folded_embedding_norm(model: CausalLM) -> CausalLM:
     embedding = dataclasses.replace(old.embedding, norm=None, tied=False, scale=1.0)
     config = dataclasses.replace(old, embedding=embedding)
     graph, state = nnx.split(abstract_model(config))
-    known = dict(nnx.to_flat_state(nnx.state(model)))
+    known: dict[Any, Any] = dict(nnx.to_flat_state(nnx.state(model)))
     table_VD = model.embedding.get_value().astype(jnp.float32)
+    assert model.embedding_norm is not None
     normed_VD = model.embedding_norm(table_VD * old.embedding.scale)
-    filled = {}
+    filled: dict[Any, Any] = {}
     for path, leaf in nnx.to_flat_state(state):
         if path == ("embedding",):
             filled[path] = leaf.replace(normed_VD.astype(old.param_dtype))

@@ -32,8 +32,8 @@ def save_gguf(model: CausalLM, path: Path, *, tokenizer: TextTokenizer | None = 
     writer.add_name(name)
     writer.add_file_type(1)  # mostly F16
     for key, value in metadata.items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
-        add(f"{architecture}.{key}", value)
+        add: dict[type, Any] = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add[type(value)](f"{architecture}.{key}", value)
     if tokenizer is not None:
         _add_tokenizer(writer, tokenizer)
     for tensor, shape, _, values in hf_entries(model, gguf_table(architecture), np.dtype(np.float32)):

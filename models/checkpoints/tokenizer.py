@@ -75,7 +75,7 @@ class TextTokenizer:
         )
 
     def _text_of(self, token: int | None) -> str:
-        return "" if token is None else self.backend.id_to_token(token)
+        return "" if token is None else self.backend.id_to_token(token) or ""
 
     def _eos_text(self) -> str:
         return self._text_of(self.eos_id)
@@ -154,7 +154,7 @@ def render_template(template: str, **values: Any) -> str:
     class Generation(Extension):
         """`{% generation %}...{% endgeneration %}`, which transformers uses to mark what an assistant said."""
 
-        tags = frozenset({"generation"})
+        tags = {"generation"}  # noqa: RUF012 (what jinja2 asks for)
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno

@@ -135,7 +135,7 @@ def _read_parameter(
     """One parameter. Each distinct slice is read once, layer by layer, straight into the buffer that is handed over."""
     made: dict[str, np.ndarray] = {}
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:
         if (key := str(index)) not in made:
             made[key] = assemble(index)
         return made[key]

@@ -37,7 +37,7 @@ def test_perplexity_is_that_of_transformers_and_far_from_that_of_shuffled_words(
     shuffled = " ".join(words[i] for i in np.random.default_rng(0).permutation(len(words)))
     nats, tokens = Scorer(loaded.model, loaded.tokenizer).score([PASSAGE, shuffled])
     assert np.exp(nats[0] / tokens[0]) == pytest.approx(PERPLEXITY, rel=1e-3)
-    assert np.exp(nats[1] / tokens[1]) > 1000
+    assert np.exp(nats[1] / tokens[1]) > 500
 
 
 def test_the_capital_of_france(loaded):
