@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from data.english import split_words
 
-VERSION = 3
+VERSION = 1
 T = TypeVar("T")
 
 _LETTER = re.compile(r"[^\W\d_]")

@@ -65,7 +65,7 @@ class Mixed:
             f"Too short {number}.",
             f"Write  to  keeper{number}@lock.example for story {number}.\r\n{PROSE}",
             f"Contact <me{number}@lock.example>\n" + "the very same line stands here\n" * 9 + PROSE,
-            f"{TEXTS['fr']} {TEXTS['fr'][: 40 + number]}",
+            f"{TEXTS['fr']} Voici l'histoire numéro {number}.",
             f"Repeated by all. {PROSE}",
         )[number % 6]
         return Document(id=identifier, text=text, source=self.name, meta={"path": "stories.jsonl", "offset": number})
