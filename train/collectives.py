@@ -21,6 +21,7 @@ CALLED = re.compile(
 )
 BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 TRIPS = re.compile(r'known_trip_count":?\{"?n"?:"?(\d+)')
+INTEGER = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
@@ -30,6 +31,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
     Bytes are those of the operation's result. One inside a loop counts once an iteration where the compiler knows their
     number; a conditional counts all of its branches.
     """
+    limits = loop_limits(text)
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
     found: dict[str, list[tuple[str, int]]] = defaultdict(list)
     entry = computation = ""
@@ -42,8 +44,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
             kind = operation.removesuffix("-start")
             if kind in KINDS:
                 found[computation].append((kind, result_bytes(shape, operation)))
-            trips = TRIPS.search(rest)
-            times = int(trips[1]) if operation == "while" and trips else 1
+            times = trip_count(rest, limits) if operation == "while" else 1
             names = CALLED.findall(rest) + [
                 name.strip().lstrip("%") for group in BRANCHES.findall(rest) for name in group.split(",")
             ]
@@ -54,6 +55,29 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
             count, total = totals.get(kind, (0, 0))
             totals[kind] = (count + times, total + times * size)
     return totals
+
+
+def loop_limits(text: str) -> dict[str, int]:
+    """{condition: N} of the loops that run while a counter is below the constant N; a scan's counter begins at 0."""
+    constants: dict[str, list[int]] = defaultdict(list)
+    counted: set[str] = set()
+    computation = ""
+    for line in text.splitlines():
+        if header := COMPUTATION.match(line):
+            computation = header[2]
+        elif constant := INTEGER.search(line):
+            constants[computation].append(int(constant[1]))
+        elif "ROOT" in line and "direction=LT" in line:
+            counted.add(computation)
+    return {name: constants[name][0] for name in counted if len(constants[name]) == 1}
+
+
+def trip_count(rest: str, limits: dict[str, int]) -> int:
+    """Iterations of a `while`: what the compiler wrote beside it (CPU, GPU), or its condition's limit (TPU), or 1."""
+    if trips := TRIPS.search(rest):
+        return int(trips[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", rest)
+    return limits.get(condition[1], 1) if condition else 1
 
 
 def runs(entry: str, calls: dict[str, list[tuple[str, int]]]) -> dict[str, int]:

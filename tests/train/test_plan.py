@@ -84,12 +84,23 @@ HLO = """HloModule step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
   ROOT %t = (s32[], f32[8]{0}) tuple(%i, %z)
 }
 
+%below (p: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(4)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%moved (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  ROOT %m = (s32[], f32[8]{0}) collective-permute(%p), channel_id=3
+}
+
 %inner (p: f32[8]) -> f32[8] {
   ROOT %r = f32[8]{0} all-reduce(%p), to_apply=%add
 }
 
 ENTRY %main (a: f32[8]) -> f32[8] {
   %w = (s32[], f32[8]{0}) while(%init), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"32"}}
+  %w2 = (s32[], f32[8]{0}) while(%w), condition=%below, body=%moved
   %c = f32[8]{0} call(%a), to_apply=%inner
   ROOT %s = f32[2]{0} reduce-scatter(%c), to_apply=%add
 }
@@ -99,5 +110,6 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 def test_collectives_are_counted_as_often_as_their_loop_runs():
     found = collectives(HLO)
     assert found["all-gather"] == (64, 32 * (4 * 1024 * 2 + 128 * 4))
+    assert found["collective-permute"] == (4, 4 * (4 + 8 * 4))  # a TPU program: the limit stands in the condition
     assert found["all-reduce"] == (1, 32)
     assert found["reduce-scatter"] == (1, 8)
