@@ -5,6 +5,7 @@ ema. An item can be read without the others. A folder gets its name when all of 
 never taken for whole, and is removed when the run is opened again.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,10 +33,11 @@ class Checkpoints:
     """The checkpoints of one run folder. One save is under way at a time; call `close` (or use `with`) at the end."""
 
     def __init__(self, run_dir: Path, config: CheckpointConfig):
-        logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every file at INFO
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every failure several times, and raises it
         self.folder = (run_dir / "checkpoints").resolve()
         self.every_steps = config.every_steps
         self._pending: tuple[int, Any] | None = None
+        self._failed = False
         self._orbax = ocp.training.Checkpointer(
             self.folder,
             preservation_policy=ocp.training.preservation_policies.LatestN(config.keep),
@@ -70,6 +72,7 @@ class Checkpoints:
             if response is not None:
                 response.result()
         except Exception as error:
+            self._failed = True
             raise _unwritten(step, self.folder, error) from error
 
     def check(self, step: int, identity: Mapping[str, Any]) -> None:
@@ -108,7 +111,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            with contextlib.suppress(*([Exception] if self._failed else [])):  # it raises a failed save once more
+                self._orbax.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
