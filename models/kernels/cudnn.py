@@ -169,10 +169,10 @@ def _packed_forward(
     batch, length, heads, _ = q.shape
     lengths, first, runs = segment_layout(segments, MAX_SEGMENTS)
 
-    def packed() -> tuple[jax.Array, jax.Array]:
+    def packed() -> tuple[jax.Array, ...]:
         return _bind("fwd", (q, k, v), (), lengths, first, scale, window)
 
-    def masked() -> tuple[jax.Array, jax.Array]:
+    def masked() -> tuple[jax.Array, ...]:
         return _masked_rows(q, k, v, segments, scale, window), jnp.zeros(
             (batch * MAX_SEGMENTS, heads, length), jnp.float32
         )

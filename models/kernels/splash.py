@@ -4,7 +4,7 @@ The kernel sees one row's heads as [N, T, H]. A Pallas call cannot be split by t
 `shard_map`: rows over the data axes, heads over `tensor`.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -49,16 +49,20 @@ def attention(
       interpret: run in Pallas' interpreter, for machines without a TPU.
     """
 
-    def rows(q, k, v, segments):
+    def rows(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
         kernel = _kernel(q.shape[1], q.shape[2], window, softcap, interpret)
-        heads_first = [x.transpose(0, 2, 1, 3) for x in (q * jnp.asarray(scale, q.dtype), k, v)]
-        one_row = lambda q, k, v, s: kernel(q, k, v, segment_ids=splash_attention.SegmentIds(q=s, kv=s))  # noqa: E731
-        return jax.vmap(one_row)(*heads_first, segments).transpose(0, 2, 1, 3).astype(q.dtype)
+
+        def one_row(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+            return kernel(q, k, v, segment_ids=splash_attention.SegmentIds(q=segments, kv=segments))
+
+        scaled = q * jnp.asarray(scale, q.dtype)
+        q, k, v = (x.transpose(0, 2, 1, 3) for x in (scaled, k, v))  # heads before tokens
+        return jax.vmap(one_row)(q, k, v, segments).transpose(0, 2, 1, 3).astype(scaled.dtype)
 
     return over_mesh(rows, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
 
 
-def _kernel(seq_len: int, num_heads: int, window: int | None, softcap: float | None, interpret: bool):
+def _kernel(seq_len: int, num_heads: int, window: int | None, softcap: float | None, interpret: bool) -> Any:
     """The kernel for one row: its masks are numpy at trace time and constants in the program."""
     shape = (seq_len, seq_len)
     one_head = (
