@@ -8,8 +8,8 @@ that is several times faster than n-gram hashes in numpy arrays, whose calls cos
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate, chain
+from collections.abc import Callable, Sequence
+from itertools import accumulate, chain, pairwise
 from typing import Any, Generic, TypeVar, overload
 
 from data.english import split_words
@@ -77,17 +77,14 @@ class Words:
         return self.ends[-1]
 
     def repeated(self, n: int) -> list[list[int]]:
-        """The places of each n-gram that occurs more than once, in order.
+        """The places of each n-gram, n >= 2, that occurs more than once, in order.
 
         An n-gram repeats only where its first n - 1 words do, so each step looks only at the places that are left, and
         tells them apart by one more word. Ordinary text has few of them from n = 3 on.
         """
         known = self._repeated.get(n)
         if known is None:
-            if n == 1:
-                known = _grouped(self.words, range(len(self.words)))
-            else:
-                known = _refined(self.repeated(n - 1), self.words, n - 1)
+            known = _repeated_pairs(self.words) if n == 2 else _refined(self.repeated(n - 1), self.words, n - 1)
             self._repeated[n] = known
         return known
 
@@ -133,16 +130,20 @@ class Words:
         return chars
 
 
-def _grouped(words: Sequence[str], places: Iterable[int]) -> list[list[int]]:
-    """Places that hold the same word, where there are two or more, each group in order."""
-    groups: dict[str, list[int]] = {}
-    for place in places:
-        word = words[place]
-        if word in groups:
-            groups[word].append(place)
-        else:
-            groups[word] = [place]
-    return [group for group in groups.values() if len(group) > 1]
+def _repeated_pairs(words: Sequence[str]) -> list[list[int]]:
+    """Places of each pair of neighbours that occurs more than once, each group in order."""
+    first: dict[tuple[str, str], int] = {}
+    firsts = list(map(first.setdefault, pairwise(words), range(len(words))))
+    if len(first) == len(firsts):
+        return []
+    groups: dict[int, list[int]] = {}
+    for place, earliest in enumerate(firsts):
+        if place != earliest:
+            if earliest in groups:
+                groups[earliest].append(place)
+            else:
+                groups[earliest] = [earliest, place]
+    return list(groups.values())
 
 
 def _refined(groups: list[list[int]], words: Sequence[str], offset: int) -> list[list[int]]:
@@ -273,4 +274,4 @@ def duplicates(pieces: Sequence[str]) -> tuple[int, int]:
 
 def _with_letter(words: Sequence[str]) -> int:
     search = _LETTER.search
-    return sum(1 for word in words if word not in _MARK_SET and search(word))
+    return len([word for word in words if word not in _MARK_SET and search(word)])

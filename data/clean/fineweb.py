@@ -49,12 +49,12 @@ def _line_count(features: Features) -> int:
 
 def _ended_lines(features: Features) -> float:
     lines = features.filled_lines
-    return ratio(sum(line[-1] in SENTENCE_ENDS for line in lines), len(lines))
+    return ratio(len([line for line in lines if line[-1] in SENTENCE_ENDS]), len(lines))
 
 
 def _short_lines(features: Features, chars: int) -> float:
     lines = features.filled_lines
-    return ratio(sum(len(line) <= chars for line in lines), len(lines))
+    return ratio(len([line for line in lines if len(line) <= chars]), len(lines))
 
 
 def _duplicate_line_chars(features: Features) -> float:

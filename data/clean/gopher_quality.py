@@ -130,10 +130,14 @@ _BULLETS = {"datatrove": ("•", "-"), "dolma": ("*", "-"), "dclm": ("•", "-",
 
 
 def _bullets(features: Features, marks: tuple[str, ...]) -> float:
-    return ratio(sum(line.lstrip().startswith(marks) for line in features.lines), len(features.lines))
+    if not any(mark in features.text for mark in marks):
+        return 0.0
+    return ratio(len([line for line in features.lines if line.lstrip().startswith(marks)]), len(features.lines))
 
 
 def _ellipsis_lines(features: Features) -> float:
+    if "..." not in features.text and "…" not in features.text:
+        return 0.0
     return ratio(sum(line.rstrip().endswith(("...", "…")) for line in features.lines), len(features.lines))
 
 

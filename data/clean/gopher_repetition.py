@@ -22,7 +22,7 @@ from typing import ClassVar
 from data.clean.gopher_quality import Variant
 from data.clean.step import Phase, Rule, at_most, judge, ratio
 from data.document import Document, Drop
-from data.features import Features
+from data.features import Features, Words
 
 VERSION = 1
 TOP_NGRAMS = ((2, 0.20), (3, 0.18), (4, 0.16))  # n, share of characters: Gopher, table A1
@@ -60,7 +60,14 @@ class GopherRepetition:
         )
 
     def __call__(self, document: Document, features: Features) -> Document | Drop:
-        return judge(self.rules, features) or document
+        rules = self.rules
+        if self._ends_at_five and not _WORDS[self.variant](features).repeated(5):
+            rules = rules[: -len(self.duplicate_ngrams)]  # no 5-gram repeats: their shares are all 0
+        return judge(rules, features) or document
+
+    @cached_property
+    def _ends_at_five(self) -> bool:
+        return bool(self.duplicate_ngrams) and all(n >= 5 and limit >= 0 for n, limit in self.duplicate_ngrams)
 
 
 # Repetition, datatrove: only what comes after the first occurrence, as a share of all characters.
@@ -173,4 +180,9 @@ _REPETITION: dict[str, tuple[_Pieces, Callable[..., float], Callable[..., float]
         _dclm_top,
         _dclm_duplicate,
     ),
+}
+_WORDS: dict[str, Callable[[Features], Words]] = {
+    "datatrove": lambda features: features.english,
+    "dolma": lambda features: features.spaced,
+    "dclm": lambda features: features.content,
 }

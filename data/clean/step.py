@@ -47,13 +47,6 @@ class Rule(NamedTuple):
     threshold: float
     at_least: bool
 
-    def drop(self, features: Features) -> Drop | None:
-        """The drop where the rule is broken."""
-        value = self.measure(features)
-        if (value < self.threshold) if self.at_least else (value > self.threshold):
-            return Drop(self.reason, round(value, 6), self.threshold)
-        return None
-
 
 def at_least(reason: str, measure: Callable[[Features], float], threshold: float) -> Rule:
     """Drop where measure(features) < threshold."""
@@ -67,10 +60,10 @@ def at_most(reason: str, measure: Callable[[Features], float], threshold: float)
 
 def judge(rules: Sequence[Rule], features: Features) -> Drop | None:
     """The drop of the first broken rule; later rules are not computed."""
-    for rule in rules:
-        drop = rule.drop(features)
-        if drop is not None:
-            return drop
+    for reason, measure, threshold, is_least in rules:
+        value = measure(features)
+        if (value < threshold) if is_least else (value > threshold):
+            return Drop(reason, round(value, 6), threshold)
     return None
 
 
