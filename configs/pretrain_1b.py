@@ -1,7 +1,7 @@
 """One billion parameters on a slice of 16 chips, from your own JSON Lines.
 
-    python -m train.main --config configs/pretrain_1b.py --dry-run
-    python -m train.main --config configs/pretrain_1b.py "data.sources.web.paths=('corpus/web/*.jsonl.zst',)"
+python -m train.main --config configs/pretrain_1b.py --dry-run
+python -m train.main --config configs/pretrain_1b.py "data.sources.web.paths=('corpus/web/*.jsonl.zst',)"
 """
 
 from dataclasses import replace

@@ -47,14 +47,14 @@ def get_data() -> DataConfig:
     return DataConfig(
         path="datasets/quickstart",
         sources=(
-            PythonProse(packages=PACKAGES, max_bytes=12_000_000),
-            PythonCode(packages=PACKAGES, max_bytes=12_000_000),
+            PythonProse(packages=PACKAGES, max_bytes=12_000_000, max_group_bytes=400_000),
+            PythonCode(packages=PACKAGES, max_bytes=12_000_000, max_group_bytes=400_000),
         ),
         stages=(
             *cleaning(recipes=(("prose", prose()), ("code", code()))),
             ExactDedup(),
             NearDedup(),
-            HeldOut(fraction=0.05, seed=5),  # pyarrow and a dozen modules of Python: about one part in seventy of the text
+            HeldOut(fraction=0.06, seed=9),  # a dozen modules of Python: about one part in sixty of the text
             Decontaminate(),
         ),
         tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048, sample_bytes=4_000_000),

@@ -43,7 +43,7 @@ class DecodeConfig:
     """
 
     max_new_tokens: int = 128
-    sampling: SamplingConfig = SamplingConfig()  # noqa: RUF009 (frozen)
+    sampling: SamplingConfig = SamplingConfig()
     stop_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
     batch_size: int = 16

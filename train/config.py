@@ -140,16 +140,13 @@ def _replace(node: Any, path: list[str], text: str, at: str) -> Any:
     if isinstance(node, tuple):
         index = _member(node, name, at)
         return (*node[:index], _replace(node[index], rest, text, here), *node[index + 1 :])
-    if not dataclasses.is_dataclass(node):
+    if not dataclasses.is_dataclass(node) or isinstance(node, type):
         raise ValueError(f"{here}: {at} is {node!r}, which has no fields")
     hints = typing.get_type_hints(type(node))
     fields = {field.name for field in dataclasses.fields(node)}
     if name not in fields:
         raise ValueError(f"{here}: {type(node).__name__} has no field {name!r}{_suggest(name, fields)}")
-    if rest:
-        value = _replace(getattr(node, name), rest, text, here)
-    else:
-        value = _parse(hints[name], text, here)
+    value = _replace(getattr(node, name), rest, text, here) if rest else _parse(hints[name], text, here)
     try:
         return dataclasses.replace(node, **{name: value})
     except ValueError as error:

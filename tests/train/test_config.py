@@ -94,7 +94,7 @@ def test_an_override_sets_exactly_its_field(override, path, expected):
     ],
 )
 def test_a_wrong_override_is_one_clear_line(override, message):
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         apply_overrides(Root(), [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
