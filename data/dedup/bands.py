@@ -9,12 +9,11 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+from datasketch import MinHashLSH
 
 from data.dedup.shingles import mix64
 
 VERSION = 1
-
-_NODES = 64  # Gauss-Legendre nodes a side: exact for the polynomials of degree < 128 that 128 permutations give
 
 
 def candidate_probability(similarity: np.ndarray | float, bands: int, rows: int) -> np.ndarray:
@@ -24,7 +23,7 @@ def candidate_probability(similarity: np.ndarray | float, bands: int, rows: int)
 
 @cache
 def choose_bands(threshold: float, num_perm: int, false_negative_weight: float) -> tuple[int, int]:
-    """(bands, rows) as `datasketch.MinHashLSH(threshold, num_perm, weights=(1 - w, w))` chooses them.
+    """(bands, rows) as `datasketch` chooses them with `weights=(1 - w, w)`.
 
     They minimise (1 - w) * area below the threshold under the curve + w * area above the threshold over the curve.
     """
@@ -32,16 +31,12 @@ def choose_bands(threshold: float, num_perm: int, false_negative_weight: float) 
         raise ValueError(f"threshold must be between 0 and 1 (both left out), got {threshold}")
     if not 0 < false_negative_weight < 1:
         raise ValueError(f"false_negative_weight must be between 0 and 1, got {false_negative_weight}")
-    nodes, weights = np.polynomial.legendre.leggauss(max(_NODES, num_perm // 2 + 1))
-    below, above = threshold * (nodes + 1) / 2, threshold + (1 - threshold) * (nodes + 1) / 2
-    best, chosen = np.inf, (0, 0)
-    for bands in range(1, num_perm + 1):
-        for rows in range(1, num_perm // bands + 1):
-            wrong = threshold / 2 * (weights @ candidate_probability(below, bands, rows))
-            missed = (1 - threshold) / 2 * (weights @ (1 - candidate_probability(above, bands, rows)))
-            error = (1 - false_negative_weight) * wrong + false_negative_weight * missed
-            if error < best - 1e-12:  # ties within rounding go to fewer bands, as in datasketch
-                best, chosen = error, (bands, rows)
+    weights = (1 - false_negative_weight, false_negative_weight)
+    try:
+        index = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=weights)
+    except ValueError as error:  # datasketch refuses what gives a single band
+        raise ValueError(f"threshold {threshold} with {num_perm} permutations: {error}") from error
+    chosen = (index.b, index.r)
     if chosen[0] < 2:
         raise ValueError(
             f"threshold {threshold} with {num_perm} permutations gives a single band: take more permutations or a "
