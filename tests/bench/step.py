@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.config import ModelConfig
+from models.layers import EMBEDDING_STDDEV
 from models.sharding import MeshConfig, batch_sharding, make_mesh
 from train.config import Config, load_config
 from train.loss import next_token_objective
@@ -123,6 +124,7 @@ def torch_step(model: ModelConfig, optimizer: AdamW) -> Callable[[], float] | No
             return x + self.down(F.silu(gate) * up)
 
     embedding = nn.Embedding(model.vocab_size, width)
+    nn.init.normal_(embedding.weight, std=EMBEDDING_STDDEV)
     layers = nn.ModuleList(Layer() for _ in range(model.num_layers))
     norm = nn.RMSNorm(width, eps=1e-6)
     parameters = [*embedding.parameters(), *layers.parameters(), *norm.parameters()]
