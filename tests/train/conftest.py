@@ -1,5 +1,7 @@
 """A small dataset that the tests of whole runs share, and no mesh left behind by a run."""
 
+import signal
+
 import jax
 import pytest
 
@@ -28,6 +30,8 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def own_mesh():
-    """What a run does to the ambient mesh ends with the test."""
+    """What a run does to the ambient mesh and to SIGTERM ends with the test."""
+    handler = signal.getsignal(signal.SIGTERM)
     with jax.set_mesh(make_mesh(MeshConfig())):
         yield
+    signal.signal(signal.SIGTERM, handler)
