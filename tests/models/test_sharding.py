@@ -45,7 +45,9 @@ def test_parameters_lie_as_the_rules_say_and_do_not_depend_on_the_mesh():
 def test_parameters_that_shardings_cut_are_gathered_and_activations_stay():
     """fsdp moves weights, not activations: only all-gathers in the forward pass, no all-reduce."""
     mesh = make_mesh(MeshConfig(fsdp=8))
-    graph, state = nnx.split(create_model(CONFIG, mesh))
+    graph, shapes = nnx.split(abstract_model(CONFIG))
+    placed = param_shardings(shapes, mesh)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
     batch = jax.ShapeDtypeStruct((8, 16), np.int32, sharding=NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None)))
     with jax.set_mesh(mesh):
         text = (

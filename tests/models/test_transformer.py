@@ -122,7 +122,7 @@ def test_reading_with_a_cache_equals_the_full_forward_pass(name: str, stacked: b
 
 
 def test_remat_and_unrolling_change_neither_values_nor_gradients(packed: tuple):
-    config = replace(CONFIG, num_layers=5)
+    config = replace(CONFIG, pattern=(Block(),), attention=Attention())
     _, state = nnx.split(make(config))
 
     def values(execution: Execution) -> list[jax.Array]:
