@@ -28,7 +28,7 @@ MEASURED = (
 Recipes = tuple[tuple[str, Recipe], ...]
 
 CODE_MODULES = (
-    "data.classifier",
+    "data.clean.linear",
     "data.english",
     "data.features",
     *(

@@ -19,8 +19,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import xxhash
 
-from data.classifier import load_classifier
 from data.clean.language import needed_score
+from data.clean.linear import load_classifier
 from data.clean.step import Phase, ratio
 from data.document import Document, Drop
 from data.features import Features

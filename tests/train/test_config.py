@@ -84,7 +84,7 @@ def test_an_override_sets_exactly_its_field(override, path, expected):
         ("betas=(1,)", "expected tuple"),
         ("optimizer.momentum=1", "Adam has no field 'momentum'"),
         ("optimizer=Adamm()", "did you mean 'Adam'"),
-        ("optimizer=Adam(b3=1)", "did you mean 'b2'"),
+        ("optimizer=Adam(learning_rat=1)", "did you mean 'learning_rate'"),
         ("optimizer=Adam(0.1)", "every field by its name"),
         ("optimizer=Momentum(learning_rate=0)", "must be above 0"),
         ("optimizer=__import__('os')", "not a value of this field"),

@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from data.classifier import Classifier, ClassifierConfig, load_classifier, main, train
+from data.classifier import main
+from data.clean.linear import Classifier, ClassifierConfig, load_classifier, train
 from data.clean.toxicity import ClassifierScore, Toxicity, toxicity
 from data.document import Document
 from data.features import Features
