@@ -67,7 +67,7 @@ def get_config() -> Config:
         name="quickstart",
         run_dir="runs/quickstart",
         data=get_data(),
-        loader=LoaderConfig(seq_len=256, global_batch_size=4, packing="first_fit", seed=0),
+        loader=LoaderConfig(seq_len=256, global_batch_size=4, weights=(("prose", 1.0), ("code", 1.0))),
         model=ModelConfig(
             vocab_size=2048,
             num_layers=4,

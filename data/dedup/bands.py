@@ -35,14 +35,11 @@ def choose_bands(threshold: float, num_perm: int, false_negative_weight: float) 
     try:
         index = MinHashLSH(threshold=threshold, num_perm=num_perm, weights=weights)
     except ValueError as error:  # datasketch refuses what gives a single band
-        raise ValueError(f"threshold {threshold} with {num_perm} permutations: {error}") from error
-    chosen = (index.b, index.r)
-    if chosen[0] < 2:
         raise ValueError(
             f"threshold {threshold} with {num_perm} permutations gives a single band: take more permutations or a "
             "lower threshold"
-        )
-    return chosen
+        ) from error
+    return index.b, index.r
 
 
 def band_keys(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
