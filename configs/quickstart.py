@@ -62,7 +62,7 @@ def get_data() -> DataConfig:
 
 
 def get_config() -> Config:
-    """One million parameters, Muon, about 1.5 million tokens; the recipe is small and has many steps on purpose."""
+    """One million parameters, Muon, 1.2 million tokens; the recipe is small and has many steps on purpose."""
     return Config(
         name="quickstart",
         run_dir="runs/quickstart",
@@ -82,10 +82,10 @@ def get_config() -> Config:
         ),
         optimizer=Muon(learning_rate=2e-2, adam_learning_rate=2e-2, consistent_rms=0.2),
         schedule=WarmupStableDecay(warmup_steps=40, decay_fraction=1.0),
-        train=TrainConfig(num_steps=1500, log_every=10),
-        checkpoint=CheckpointConfig(every_steps=250, keep=2),
+        train=TrainConfig(num_steps=1200),
+        checkpoint=CheckpointConfig(every_steps=200, keep=2),
         evaluation=EvaluationConfig(
-            every_steps=500,
+            every_steps=400,
             max_bytes=65_536,
             prompts=("Return the ", "def ", "import numpy"),
             sample_tokens=96,
