@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SMALL = ("data.sources.prose.max_bytes=400000", "data.sources.code.max_bytes=400000", "train.num_steps=4")
+SMALL = ("data.sources.prose.max_bytes=3000000", "data.sources.code.max_bytes=3000000", "train.num_steps=4")
 
 
 def commands() -> list[str]:
@@ -28,8 +28,8 @@ def test_the_readme_begins_with_its_two_commands():
 def test_every_command_of_the_readme_works(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment.pop("XLA_FLAGS", None)
-    small = [*SMALL, f"data.path={tmp_path / 'dataset'}", f"run_dir={tmp_path / 'run'}"]
-    for command in commands():
+    for number, command in enumerate(commands()):
+        small = [*SMALL, f"data.path={tmp_path / 'dataset'}", f"run_dir={tmp_path / f'run{number}'}"]
         words = shlex.split(command)
         assert words[:2] == ["python", "-m"], command
         if words[2] == "pytest":
