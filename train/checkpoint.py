@@ -7,11 +7,13 @@ never taken for whole, and is removed when the run is opened again.
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from train.state import TrainState
@@ -38,6 +40,9 @@ class Checkpoints:
         self.every_steps = config.every_steps
         self._pending: tuple[int, Any] | None = None
         self._failed = False
+        if jax.process_index() == 0:  # Orbax clears these in the background, and not always before the first save
+            for half_written in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(half_written, ignore_errors=True)
         self._orbax = ocp.training.Checkpointer(
             self.folder,
             preservation_policy=ocp.training.preservation_policies.LatestN(config.keep),
