@@ -14,7 +14,7 @@ from models.checkpoints.load import CheckpointTokenizer
 from models.config import Block, Embedding, ModelConfig, RMSNorm, Rotary
 from train.checkpoint import CheckpointConfig
 from train.config import Config
-from train.evaluate import EvaluationConfig
+from train.evaluation import EvaluationConfig
 from train.optimizer import AdamW, WarmupCosine
 from train.step import TrainConfig
 

@@ -21,7 +21,7 @@ from models.config import Block, Embedding, Execution, ModelConfig, RMSNorm, Rot
 from models.sharding import MeshConfig
 from train.checkpoint import CheckpointConfig
 from train.config import Config
-from train.evaluate import EvaluationConfig
+from train.evaluation import EvaluationConfig
 from train.optimizer import AdamW, WarmupCosine
 from train.step import TrainConfig
 

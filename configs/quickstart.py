@@ -23,7 +23,7 @@ from data.tokenizer import TokenizerConfig
 from models.config import Attention, Embedding, ModelConfig, RMSNorm
 from train.checkpoint import CheckpointConfig
 from train.config import Config
-from train.evaluate import EvaluationConfig
+from train.evaluation import EvaluationConfig
 from train.optimizer import Muon, WarmupStableDecay
 from train.step import TrainConfig
 

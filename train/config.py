@@ -24,7 +24,7 @@ from data.loader import LoaderConfig
 from models.config import ModelConfig
 from models.sharding import MeshConfig
 from train.checkpoint import CheckpointConfig
-from train.evaluate import EvaluationConfig
+from train.evaluation import EvaluationConfig
 from train.optimizer import AdamW, Muon, WarmupCosine, WarmupStableDecay
 from train.step import TrainConfig
 

@@ -21,7 +21,7 @@ from models.checkpoints.load import load_params
 from models.sharding import batch_sharding, check_mesh, make_mesh
 from train.checkpoint import Checkpoints
 from train.config import Config, to_json
-from train.evaluate import compressed_scores, draw_samples, heldout_scores, make_nats, open_heldout_rows
+from train.evaluation import compressed_scores, draw_samples, heldout_scores, make_nats, open_heldout_rows
 from train.loss import next_token_objective
 from train.metrics import MetricsWriter, ProgressLine, flop_per_token, peak_flop_per_s
 from train.optimizer import make_optimizer, make_schedule, peak_rates

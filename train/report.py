@@ -17,7 +17,7 @@ from data.charts import bar_chart, line_chart, page, table
 from data.manifest import read_manifest
 from models.attention import choose_kernel
 from train.config import Config, to_json
-from train.evaluate import Score
+from train.evaluation import Score
 from train.metrics import FlopPerToken, peak_flop_per_s, read_metrics
 from train.plan import attention_shape, memory_by_kind
 from train.state import TrainState

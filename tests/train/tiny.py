@@ -18,7 +18,7 @@ from models.sharding import MeshConfig, batch_sharding, make_mesh
 from tests.data.token_data import stdlib_documents
 from train.checkpoint import CheckpointConfig
 from train.config import Config
-from train.evaluate import EvaluationConfig
+from train.evaluation import EvaluationConfig
 from train.loss import next_token_objective
 from train.metrics import read_metrics
 from train.optimizer import AdamW, Muon, WarmupCosine, WarmupStableDecay, make_optimizer, make_schedule

@@ -16,7 +16,7 @@ from data.tokenizer import load_tokenizer
 from models.sharding import MeshConfig, make_mesh
 from models.transformer import CausalLM
 from tests.train.tiny import tiny_model
-from train.evaluate import Score, compressed_scores, heldout_scores, make_nats, open_heldout_rows
+from train.evaluation import Score, compressed_scores, heldout_scores, make_nats, open_heldout_rows
 from train.state import merge
 
 CONFIG = LoaderConfig(seq_len=64, global_batch_size=4)
