@@ -1,0 +1,136 @@
+"""Google Kubernetes Engine: a container image with the code, and a JobSet that starts it on every host of the slices.
+
+A run that exits with 75 is started again and never counted; one that crashes, `--restarts` times.
+"""
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from launch.job import STOPPED, Job
+from launch.steps import Command, File, Step
+
+DOCKERFILE = """\
+FROM python:3.12-slim
+WORKDIR /sluice
+COPY requirements.txt requirements.txt
+COPY launch/requirements-{kind}.txt launch/requirements-{kind}.txt
+RUN pip install --no-cache-dir -r launch/requirements-{kind}.txt
+COPY . .
+"""
+GRACE_SECONDS = 300  # between SIGTERM and the end of a pod: the time to save in
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of `gke`."""
+    parser.add_argument("--image", required=True, help="the container image: REGISTRY/NAME:TAG")
+    parser.add_argument("--ready", action="store_true", help="the image is there: do not build and push it")
+    parser.add_argument("--namespace", default="default", help="Kubernetes namespace")
+    parser.add_argument("--spot", action="store_true", help="on spot nodes")
+    parser.add_argument("--service-account", metavar="NAME", help="Kubernetes service account of the pods")
+
+
+def steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
+    """Build and push the image from the packed code, then apply the JobSet."""
+    if job.machine is None:
+        raise ValueError("gke needs --machine CHIP:SHAPE, such as v6e:4x4 or h100:16")
+    jobset = folder / "jobset.yaml"
+    apply = [File(jobset, jobset_yaml(job, arguments)), Command(("kubectl", "apply", "--filename", str(jobset)))]
+    if arguments.ready:
+        return apply
+    archive, context = folder / "code.tar.gz", folder / "image"
+    return [
+        File(folder / "Dockerfile", DOCKERFILE.format(kind=job.machine.about.kind)),
+        Command((sys.executable, "-m", "launch.pack", str(archive))),
+        Command(("mkdir", "-p", str(context))),
+        Command(("tar", "-xzf", str(archive), "-C", str(context))),
+        Command(("docker", "build", "--tag", arguments.image, "--file", str(folder / "Dockerfile"), str(context))),
+        Command(("docker", "push", arguments.image)),
+        *apply,
+    ]
+
+
+def jobset_yaml(job: Job, arguments: Namespace) -> str:
+    """The JobSet as YAML: one Job a slice, one pod a host."""
+    machine = job.machine
+    assert machine is not None
+    tpu = machine.about.kind == "tpu"
+    chips = min(machine.chips, machine.about.whole if machine.hosts == 1 else machine.about.host)
+    selector: dict[str, str] = (
+        {
+            "cloud.google.com/gke-tpu-accelerator": machine.about.gke,
+            "cloud.google.com/gke-tpu-topology": "x".join(map(str, machine.shape)),
+        }
+        if tpu
+        else {"cloud.google.com/gke-accelerator": machine.about.gke}
+    )
+    if arguments.spot:
+        selector["cloud.google.com/gke-spot"] = "true"
+    variables = [{"name": name, "value": value} for name, value in job.variables().items()]
+    if not tpu and machine.hosts > 1:  # a TPU slice knows its hosts; GPU hosts meet at the first pod
+        index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
+        variables += [
+            {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{job.name}-slice-0-0.{job.name}:8476"},
+            {"name": "JAX_NUM_PROCESSES", "value": str(machine.hosts)},
+            {"name": "JAX_PROCESS_ID", "valueFrom": index},  # type: ignore[dict-item]
+        ]
+    container = {
+        "name": "train",
+        "image": arguments.image,
+        "command": list(job.command()),
+        "env": variables,
+        "resources": {"limits": {"google.com/tpu" if tpu else "nvidia.com/gpu": chips}},
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "hostNetwork": True,
+        "dnsPolicy": "ClusterFirstWithHostNet",
+        "nodeSelector": selector,
+        **({"serviceAccountName": arguments.service_account} if arguments.service_account else {}),
+        "containers": [container],
+    }
+    stopped = {"containerName": "train", "operator": "In", "values": [STOPPED]}
+    slice_job = {
+        "backoffLimit": 0,
+        "completionMode": "Indexed",
+        "completions": machine.hosts,
+        "parallelism": machine.hosts,
+        "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": stopped}]},
+        "template": {"spec": pod},
+    }
+    again = {"action": "RestartJobSetAndIgnoreMaxRestarts", "onJobFailureReasons": ["PodFailurePolicy"]}
+    manifest = {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": job.name,
+            "namespace": arguments.namespace,
+            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
+        },
+        "spec": {
+            "network": {"enableDNSHostnames": True, "subdomain": job.name},
+            "failurePolicy": {"maxRestarts": job.restarts, "rules": [again]},
+            "replicatedJobs": [{"name": "slice", "replicas": machine.slices, "template": {"spec": slice_job}}],
+        },
+    }
+    return "\n".join(yaml_lines(manifest)) + "\n"
+
+
+def yaml_lines(value: object, indent: str = "") -> list[str]:
+    """YAML of dicts, lists and scalars. Strings are written as JSON writes them, which YAML reads the same way."""
+    if isinstance(value, dict) and value:
+        lines = []
+        for key, item in value.items():
+            inner = yaml_lines(item, indent + "  ")
+            nested = isinstance(item, dict | list) and item
+            lines += [f"{indent}{key}:", *inner] if nested else [f"{indent}{key}: {inner[0].strip()}"]
+        return lines
+    if isinstance(value, list) and value:
+        lines = []
+        for item in value:
+            inner = yaml_lines(item, indent + "  ")
+            lines += [f"{indent}- {inner[0].strip()}", *inner[1:]]
+        return lines
+    return [indent + json.dumps(value)]

@@ -1,0 +1,64 @@
+"""A sweep: a file of override lists becomes jobs, each with a name and a run folder of its own that never change.
+
+A text file has one job a line, its overrides as a shell would read them; "#" begins a comment. A Python file has
+`get_sweep()`, a generator of override lists. Launched again, a sweep goes on: the name of a job comes from its
+overrides alone, so lines may be added, removed and reordered.
+"""
+
+import hashlib
+import importlib.util
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from launch.job import Job
+
+
+def read_sweep(path: Path) -> list[tuple[str, ...]]:
+    """The override lists of a sweep file.
+
+    Raises:
+      ValueError: no such file, an override that is none, or the same list twice.
+    """
+    if not path.is_file():
+        raise ValueError(f"--sweep {path}: there is no such file")
+    if path.suffix == ".py":
+        spec = importlib.util.spec_from_file_location("sweep", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_sweep"):
+            raise ValueError(f"--sweep {path}: it has no get_sweep() that yields lists of overrides")
+        lists = [tuple(overrides) for overrides in module.get_sweep()]
+    else:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        lists = [found for line in lines if (found := tuple(shlex.split(line, comments=True)))]
+    for overrides in lists:
+        for override in overrides:
+            if "=" not in override:
+                raise ValueError(f"--sweep {path}: {override!r} is not of the form section.field=value")
+        if lists.count(overrides) > 1:
+            raise ValueError(f"--sweep {path}: {shlex.join(overrides)} is there twice")
+    if not lists:
+        raise ValueError(f"--sweep {path}: it has no jobs")
+    return lists
+
+
+def sweep_jobs(job: Job, lists: list[tuple[str, ...]], runs: str) -> list[Job]:
+    """One job for each override list, with run_dir=RUNS/JOB/NAME."""
+    jobs = []
+    for overrides in lists:
+        label = job_label(overrides)
+        run_dir = f"run_dir={runs.rstrip('/')}/{job.name}/{label}"
+        jobs.append(replace(job, name=f"{job.name}-{label}", overrides=(*job.overrides, run_dir, *overrides)))
+    return jobs
+
+
+def job_label(overrides: tuple[str, ...]) -> str:
+    """A short name: the first changed fields as people read them, and a hash of all: learning-rate-1e-3-4f2a9c."""
+    fields = ((path.split(".")[-1], value) for path, _, value in (override.partition("=") for override in overrides))
+    words = "-".join(f"{field}-{value}" for field, value in fields)
+    readable = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:24].strip("-")
+    digest = hashlib.sha256(shlex.join(overrides).encode()).hexdigest()[:6]
+    return f"{readable}-{digest}" if readable else digest

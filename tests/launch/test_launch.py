@@ -1,0 +1,326 @@
+"""What a launch would do is written down (golden); what it does, stand-ins for the cloud's commands record."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import main as launch_main
+from launch.gke import yaml_lines
+from launch.job import Job, worker_script
+from launch.machines import CHIPS, parse_machine
+from launch.pack import code_files, pack
+from launch.steps import File, execute, script
+from launch.sweep import job_label, read_sweep
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+OVERRIDES = ["data.sources.web.paths=('a b/*.jsonl',)", 'name=it\'s "8B" $HOME']  # spaces, both quotes, a variable
+COMMON = ["--config", "configs/pretrain_1b.py", "--env", "NOTE=two words"]
+TARGETS = {
+    "tpu-vm": ["tpu-vm", "--tpu", "my-tpu", "--zone", "us-east5-b", "--project", "p", "--machine", "v6e:4x4"],
+    "queued-resource": [
+        "queued-resource", "--bucket", "gs://b/x", "--spot", "--zone", "us-west4-a", "--machine", "v5e:4x4",
+        "--slices", "2", "--cache", "gs://b/cache", "run_dir=gs://b/runs/one",
+    ],
+    "slurm": ["slurm", "--machine", "h100:16", "--partition", "gpu", "--setup", "source .venv/bin/activate"],
+    "gke": ["gke", "--machine", "v5p:4x4x4", "--slices", "2", "--image", "registry/sluice:1"],
+    "gke-gpu": ["gke", "--machine", "h100:16", "--image", "registry/sluice:1", "--ready", "--spot"],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def same_everywhere(monkeypatch: pytest.MonkeyPatch):
+    """In the root of the repository, at a commit and with an interpreter that every machine has."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(launch_main, "code_commit", lambda: "0123abc")
+    monkeypatch.setattr(sys, "executable", "python3")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_dry_run_of_every_target_is_the_golden_text(name: str, capsys: pytest.CaptureFixture):
+    before = sorted((ROOT / "runs").glob("launch/*"))
+    assert launch_main.run([*TARGETS[name], *COMMON, *OVERRIDES, "--dry-run"]) == 0
+    text = capsys.readouterr().out.replace(str(ROOT), "/repository")
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("SLUICE_UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+    assert sorted((ROOT / "runs").glob("launch/*")) == before  # a dry run makes nothing
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_scripts_of_every_target_are_sound(name: str, capsys: pytest.CaptureFixture):
+    launch_main.run([*TARGETS[name], *COMMON, *OVERRIDES, "--dry-run"])
+    done = subprocess.run(["bash", "-n"], input=capsys.readouterr().out, text=True, capture_output=True)
+    assert done.returncode == 0 and not done.stderr
+
+
+STAND_IN = '''#!{python}
+"""A stand-in: writes down how it was called and does the little that the launch needs of it."""
+import json, os, pathlib, shutil, subprocess, sys
+
+name, argv, home = pathlib.Path(sys.argv[0]).name, sys.argv[1:], pathlib.Path(os.environ["STAND_IN"])
+with open(home / "calls.jsonl", "a") as calls:
+    calls.write(json.dumps([name, *argv]) + "\\n")
+if name == "gcloud" and "scp" in argv:
+    where = argv.index("scp")
+    target = argv[where + 3].partition(":")[2]
+    for worker in range(len(list(home.glob("worker-*")))):
+        for file in argv[where + 1 : where + 3]:
+            shutil.copy(file, home / f"worker-{{worker}}" / target)
+elif name == "gcloud" and "ssh" in argv:
+    worker = next(item for item in argv if item.startswith("--worker=")).partition("=")[2]
+    command = next(item for item in argv if item.startswith("--command=")).partition("=")[2]
+    folder = home / f"worker-{{worker}}"
+    folder.mkdir(exist_ok=True)
+    lost = home / f"lose-{{worker}}"
+    if lost.exists() and "start" in command:
+        lost.unlink()
+        variables = os.environ | {{"W": worker}}
+        subprocess.Popen(["bash", "-c", command], cwd=folder, stdout=subprocess.DEVNULL, env=variables)
+        sys.exit(255)
+    sys.exit(subprocess.run(["bash", "-c", command], cwd=folder, env=os.environ | {{"W": worker}}).returncode)
+elif name == "python3" and argv[:2] == ["-m", "venv"]:
+    folder = pathlib.Path(argv[2]) / "bin"
+    folder.mkdir(parents=True)
+    for tool in ("python3", "pip"):
+        shutil.copy(sys.argv[0], folder / tool)
+elif name == "python3" and argv[:2] == ["-m", "train.main"]:
+    print("training with", os.environ.get("NOTE"), "of", os.environ.get("SLUICE_COMMIT"))
+    codes = home / f"codes-{{os.environ.get('W', '')}}"
+    left = codes.read_text().split() if codes.exists() else ["0"]
+    codes.write_text(" ".join(left[1:] or ["0"]))
+    sys.exit(int(left[0]))
+elif name == "python3" and argv[:2] == ["-m", "launch.pack"]:
+    sys.exit(subprocess.run([os.environ["REAL_PYTHON"], *argv]).returncode)
+elif name == "srun":
+    sys.exit(subprocess.run(argv[next(i for i, a in enumerate(argv) if not a.startswith("--")) :]).returncode)
+'''
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with spaces in its name, and every command of a cloud as a stand-in that records its calls there."""
+    home = tmp_path / "a folder's home"
+    commands = home / "bin"
+    commands.mkdir(parents=True)
+    for name in ("gcloud", "sbatch", "srun", "scontrol", "kubectl", "docker", "python3", "pip", "sudo", "lsof"):
+        path = commands / name
+        path.write_text(STAND_IN.format(python=os.path.realpath(sys.base_prefix + "/bin/python3")))
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN", str(home))
+    monkeypatch.setenv("REAL_PYTHON", os.path.realpath(sys.base_prefix + "/bin/python3"))
+    monkeypatch.setenv("SLUICE_RESTART_SECONDS", "0")
+    return home
+
+
+def calls(home: Path, *beginning: str) -> list[list[str]]:
+    """The recorded calls that begin with these words."""
+    found = [json.loads(line) for line in (home / "calls.jsonl").read_text().splitlines()]
+    return [call for call in found if call[: len(beginning)] == list(beginning)]
+
+
+TRAINING = ["python3", "-m", "train.main", "--config", "configs/pretrain_1b.py", *OVERRIDES]
+
+
+def test_a_tpu_vm_runs_the_job_on_every_worker_and_gathers_logs_and_exit_codes(
+    stand_ins: Path, capfd: pytest.CaptureFixture
+):
+    files = stand_ins / "what's launched"
+    (stand_ins / "codes-1").write_text("75 75 3 0")  # stopped twice, crashed once, then done
+    (stand_ins / "codes-2").write_text("3 3 3 3")  # crashes every time
+    (stand_ins / "lose-3").touch()  # its connection breaks once
+    code = launch_main.run([*TARGETS["tpu-vm"], *COMMON, *OVERRIDES, "--files", str(files), "--restarts", "2"])
+    assert code == 3
+    told = capfd.readouterr().err
+    for worker, exit_code in enumerate((0, 0, 3, 0)):
+        log = files / "logs" / f"worker-{worker}.log"
+        assert f"exit {exit_code:>3}  log {log}" in told
+        assert "training with two words of 0123abc" in log.read_text()
+    assert "connection lost" in told
+    trained = calls(stand_ins, "python3", "-m", "train.main")
+    assert len(trained) == 1 + 4 + 3 + 1 and all(call == TRAINING for call in trained)
+    assert calls(stand_ins, "sudo", "lsof")  # chips that an earlier process holds are looked for
+    assert (stand_ins / "worker-0" / "sluice" / "pretrain-1b" / "code" / "train" / "main.py").is_file()
+
+
+def test_the_earlier_processes_that_hold_the_chips_are_ended(stand_ins: Path):
+    holder = subprocess.Popen(["sleep", "600"])
+    sudo = stand_ins / "bin" / "sudo"
+    look = f"kill -0 {holder.pid} 2>/dev/null && echo {holder.pid}"
+    sudo.write_text(f'#!/bin/bash\n[ "$1" = lsof ] && {{ {look}; exit; }}\n"$@"\n')
+    worker = stand_ins / "worker.sh"
+    worker.write_text(worker_script(Job(name="one", config="c.py", machine=parse_machine("v5e:4x4"))))
+    pack(ROOT, stand_ins / "code.tar.gz")
+    running = subprocess.Popen(["bash", str(worker), "run"], stdout=subprocess.DEVNULL)
+    try:
+        assert holder.wait(timeout=20) == -15
+        assert running.wait(timeout=30) == 0
+    finally:
+        holder.kill()
+        running.kill()
+
+
+def test_a_stopped_worker_saves_and_is_not_started_again(stand_ins: Path):
+    python = stand_ins / "bin" / "python3"
+    python.write_text(
+        """#!/bin/bash
+trap 'sleep 0.3; exit 75' TERM
+touch "$STAND_IN/up"
+for i in $(seq 200); do sleep 0.1; done
+"""
+    )
+    folder = stand_ins / "worker"
+    (folder / "venv" / "bin").mkdir(parents=True)
+    shutil.copy(python, folder / "venv" / "bin" / "python3")
+    (folder / "worker.sh").write_text(worker_script(Job(name="one", config="c.py", machine=parse_machine("v5e:4x4"))))
+    pack(ROOT, folder / "code.tar.gz")
+    started = subprocess.Popen(["bash", str(folder / "worker.sh"), "start"], stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            if (stand_ins / "up").exists():
+                break
+            subprocess.run(["sleep", "0.1"])
+        subprocess.run(["bash", str(folder / "worker.sh"), "stop"], check=True)
+        assert started.wait(timeout=20) == 75
+    finally:
+        started.kill()
+    assert (folder / "exit_code").read_text() == "75\n"
+
+
+def test_sbatch_gets_a_script_that_queues_itself_again(stand_ins: Path, monkeypatch: pytest.MonkeyPatch):
+    files = stand_ins / "slurm files"
+    arguments = ["slurm", "--machine", "h100:16", *COMMON, *OVERRIDES, "--files", str(files)]
+    assert launch_main.run(arguments) == 0
+    assert calls(stand_ins, "sbatch") == [["sbatch", str(files / "job.sbatch")]]
+    text = (files / "job.sbatch").read_text()
+    log = f'--output="{files}/logs/%j.log"'
+    for line in ("--requeue", "--signal=TERM@300", "--ntasks-per-node=8", "--nodes=2", log):
+        assert f"#SBATCH {line}\n" in text
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    for restarts, code, again in (("0", "75", 1), ("99", "75", 1), ("0", "1", 1), ("99", "1", 0), ("0", "0", 0)):
+        (stand_ins / "codes-").write_text(code)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        before = len(calls(stand_ins, "scontrol"))
+        done = subprocess.run(["bash", str(files / "job.sbatch")], capture_output=True, text=True)
+        assert done.returncode == int(code) and "two words" in done.stdout
+        assert calls(stand_ins, "scontrol")[before:] == [["scontrol", "requeue", "77"]] * again
+    assert all(call == TRAINING for call in calls(stand_ins, "python3", "-m", "train.main"))
+
+
+def test_kubectl_gets_a_jobset_with_the_overrides_intact(stand_ins: Path):
+    yaml = pytest.importorskip("yaml")
+    files = stand_ins / "k8s files"
+    assert launch_main.run([*TARGETS["gke"], *COMMON, *OVERRIDES, "--files", str(files)]) == 0
+    assert calls(stand_ins, "kubectl") == [["kubectl", "apply", "--filename", str(files / "jobset.yaml")]]
+    assert [call[1] for call in calls(stand_ins, "docker")] == ["build", "push"]
+    jobset = yaml.safe_load((files / "jobset.yaml").read_text())
+    (slices,) = jobset["spec"]["replicatedJobs"]
+    pod = slices["template"]["spec"]["template"]["spec"]
+    assert slices["replicas"] == 2 and slices["template"]["spec"]["completions"] == 16
+    assert pod["containers"][0]["command"] == TRAINING
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x4"
+    assert {"name": "NOTE", "value": "two words"} in pod["containers"][0]["env"]
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 10
+
+
+def test_a_queued_resource_is_asked_for_with_a_startup_script_that_resumes(stand_ins: Path):
+    files = stand_ins / "queue files"
+    assert launch_main.run([*TARGETS["queued-resource"], *COMMON, *OVERRIDES, "--files", str(files)]) == 0
+    (create,) = calls(stand_ins, "gcloud", "compute", "tpus", "queued-resources", "create")
+    assert "--spot" in create and "--accelerator-type=v5litepod-16" in create and "--node-count=2" in create
+    assert f"--metadata-from-file=startup-script={files / 'startup.sh'}" in create
+    (copy,) = calls(stand_ins, "gcloud", "storage", "cp")
+    assert copy[3:] == [str(files / "code.tar.gz"), str(files / "worker.sh"), "gs://b/x/pretrain-1b/"]
+    assert "worker.sh run" in (files / "startup.sh").read_text()
+
+
+def test_a_sweep_becomes_jobs_that_keep_their_names_and_are_not_run_twice(
+    stand_ins: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    lines = tmp_path / "sweep.txt"
+    lines.write_text("optimizer.learning_rate=1e-3 train.seed=1  # first\n\nname='two words'\n")
+    first, second = (("optimizer.learning_rate=1e-3", "train.seed=1"), ("name=two words",))
+    assert read_sweep(lines) == [first, second]
+    generator = tmp_path / "sweep.py"
+    generator.write_text(
+        "def get_sweep():\n    for rate in (1e-3, 2e-3):\n        yield [f'optimizer.learning_rate={rate}']\n"
+    )
+    assert read_sweep(generator) == [("optimizer.learning_rate=0.001",), ("optimizer.learning_rate=0.002",)]
+
+    files = tmp_path / "files"
+    arguments = [*TARGETS["tpu-vm"][:-1], "v6e:2x4", *COMMON, "--sweep", str(lines), "--files", str(files)]
+    (stand_ins / "codes-0").write_text("3")
+    assert launch_main.run([*arguments, "--restarts", "0"]) == 3  # the first job crashes on worker 0
+    assert f"exit   3  pretrain-1b-{job_label(first)}" in capsys.readouterr().out
+    before = len(calls(stand_ins, "python3", "-m", "train.main"))
+    lines.write_text("name='two words'\noptimizer.learning_rate=1e-3 train.seed=1\n")  # in another order
+    assert launch_main.run(arguments) == 0
+    assert "done before" in capsys.readouterr().out
+    after = calls(stand_ins, "python3", "-m", "train.main")[before:]
+    assert len(after) == 1  # only the job that had failed
+    assert after[0][-3:] == [f"run_dir=runs/pretrain-1b/{job_label(first)}", *first]
+
+
+def test_the_code_goes_with_changes_and_without_what_git_ignores(tmp_path: Path):
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    for name in ("kept.py", "ignored.txt", "a b.py", ".gitignore"):
+        (tmp_path / name).write_text("ignored.txt\n" if name == ".gitignore" else name)
+    assert code_files(tmp_path) == [".gitignore", "a b.py", "kept.py"]
+    with pytest.raises(ValueError, match="cannot be packed"):
+        code_files(tmp_path / "kept.py")
+
+
+def test_machines_have_the_clouds_names():
+    assert parse_machine("v5e:4x4").accelerator_type == "v5litepod-16" and parse_machine("v5e:4x4").hosts == 4
+    assert parse_machine("v5p:4x4x4").accelerator_type == "v5p-128" and parse_machine("v5p:4x4x4").hosts == 16
+    assert parse_machine("v6e:2x4").hosts == 1 and parse_machine("h100:16").hosts == 2
+    assert all(chip.flags for chip in CHIPS.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["slurm", "--machine", "h100:8", "--config", "configs/none.py"], "no config at"),
+        (["slurm", "--machine", "h100:12", *COMMON], "not whole hosts of 8"),
+        (["slurm", "--machine", "v9:4x4", *COMMON], "expected CHIP:SHAPE"),
+        (["slurm", *COMMON], "needs --machine h100:N"),
+        (["slurm", "--machine", "h100:8", *COMMON, "--name", "No Such"], "expected at most 40"),
+        (["slurm", "--machine", "h100:8", *COMMON, "train.seed"], "not of the form"),
+        (["gke", "--image", "i", *COMMON], "gke needs --machine"),
+        (["gke", "--image", "i", "--machine", "h100:8", "--slices", "2", *COMMON], "has no slices"),
+        (["tpu-vm", "--tpu", "t", "--zone", "z", "--machine", "tpu7x:2x2x1", *COMMON], "tpu-vm needs"),
+        (["queued-resource", "--bucket", "gs://b", "--zone", "z", "--machine", "v6e:4x4", *COMMON], "run_dir=gs://b/runs"),
+        (["queued-resource", "--bucket", "b", "--zone", "z", "--machine", "v6e:4x4", *COMMON], "expected gs://"),
+        (["slurm", "--machine", "h100:8", *COMMON, "--sweep", "none.txt"], "there is no such file"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_in_one_line(arguments: list[str], words: str):
+    with pytest.raises(ValueError, match=words) as error:
+        launch_main.run([*arguments, "--dry-run"])
+    assert "\n" not in str(error.value)
+
+
+def test_steps_stop_at_the_first_failure_and_name_a_missing_command(tmp_path: Path):
+    from launch.steps import Command
+
+    steps = [File(tmp_path / "a b" / "f", "text\nEND\n"), Command(("false",)), File(tmp_path / "never", "")]
+    assert execute(steps) == 1 and not (tmp_path / "never").exists()
+    (tmp_path / "a b" / "f").unlink()
+    subprocess.run(["bash"], input=script(steps[:1]), text=True, check=True)  # the printed script does the same
+    assert (tmp_path / "a b" / "f").read_text() == "text\nEND\n"
+    with pytest.raises(ValueError, match="there is no command 'no-such-tool'"):
+        execute([Command(("no-such-tool",))])
+
+
+def test_yaml_is_what_was_meant():
+    yaml = pytest.importorskip("yaml")
+    value = {"a": {"b": [1, {"c": "x: y", "d": ["q"]}, "it's"]}, "e": {}, "f": True, "g": [["h", "i"], "j"]}
+    assert yaml.safe_load("\n".join(yaml_lines(value))) == value
