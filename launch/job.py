@@ -78,7 +78,6 @@ prepare() {{  # the code, and its packages where they changed
 run() {{
   local stopping= interrupted= child= code= crashes=0
   trap 'stopping=1; interrupted=1; [ -n "$child" ] && kill -TERM "$child" 2>/dev/null' TERM INT
-  rm -f "$folder/exit_code"
   prepare || {{ echo "worker: the code or its packages could not be installed"; echo 1 > "$folder/exit_code"; exit 1; }}
   while :; do
     clear_chips
@@ -114,7 +113,8 @@ case "${{1:-run}}" in
   run) run ;;
   start)
     stop && for _ in $(seq 300); do kill -0 "$(cat "$folder/pid")" 2>/dev/null || break; sleep 1; done
-    setsid nohup bash "$0" run > "$folder/worker.log" 2>&1 < /dev/null &
+    rm -f "$folder/exit_code"; : > "$folder/worker.log"
+    setsid nohup bash "$0" run >> "$folder/worker.log" 2>&1 < /dev/null &
     echo $! > "$folder/pid"
     follow ;;
   follow) follow ;;
