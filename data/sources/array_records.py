@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import fsspec
-
 from data.document import Document, Dropped
 from data.sources import files
 from data.sources.base import FileSource, make_document, make_drop
 from data.sources.jsonl import lookup, parse_object
+from data.sources.limits import CorruptError
+from data.sources.remote import is_remote, local_copy
 
 READ_RECORDS = 64  # records fetched by one call: one at a time is tens of times slower
 RECORD_KINDS = ("text", "json", "example")
@@ -24,7 +24,7 @@ RECORD_KINDS = ("text", "json", "example")
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayRecordSource(FileSource):
-    """Records of ArrayRecord files; remote files are copied to a local cache first.
+    """Records of ArrayRecord files, such as x.array_record-00000-of-00004 by a glob; remote ones through the cache.
 
     record: "text" (UTF-8), "json" (an object), or "example" (a serialised tf.train.Example).
     text_field, meta_fields: keys of the object or features of the example.
@@ -48,33 +48,27 @@ class ArrayRecordSource(FileSource):
         if self.record not in RECORD_KINDS:
             raise ValueError(f"record is {self.record!r}: expected one of {', '.join(RECORD_KINDS)}")
 
-    def entries(self) -> list[files.FileEntry]:
-        """The input files; TFDS writes names such as x-train.array_record-00000-of-00004, which a glob finds."""
-        return files.list_files(self.paths, self.suffixes)
-
     def shards(self) -> Sequence[dict[str, Any]]:
-        """Ranges of records: {"url", "key", "start", "stop"}; a file that does not open is one shard."""
+        """Ranges of records: {"url", "key", "start", "stop"}; a file that is remote or does not open is one shard."""
         shards: list[dict[str, Any]] = []
         for entry in self.entries():
             whole = {"url": entry.url, "key": entry.key}
             try:
-                count = _open(entry.url).num_records()
-            except ValueError:
+                count = 0 if is_remote(entry.url) else _open(entry.url).num_records()
+            except CorruptError:
+                count = 0
+            if not count:
                 shards.append(whole)
                 continue
             size = self.records_per_shard
-            starts = range(0, max(count, 1), size)
+            starts = range(0, count, size)
             shards += [{**whole, "start": start, "stop": min(start + size, count)} for start in starts]
         return shards
 
-    def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
-        """One document a record; where a block of records does not read, each of them is tried alone."""
-        try:
-            reader = _open(shard["url"])
-            start, stop = shard.get("start", 0), shard.get("stop", reader.num_records())
-        except ValueError as error:
-            yield self.drop(shard, "end", "corrupt_file", value=str(error))
-            return
+    def file_documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
+        """One document a record; a block of records that does not read is a counted drop for each of them."""
+        reader = _open(shard["url"])
+        start, stop = shard.get("start", 0), shard.get("stop", reader.num_records())
         for first in range(start, stop, READ_RECORDS):
             numbers = list(range(first, min(first + READ_RECORDS, stop)))
             try:
@@ -109,14 +103,14 @@ def _open(url: str) -> Any:
     """A reader of a local file. ArrayRecordReader opens a remote path as 0 records without an error, hence the copy."""
     from array_record.python.array_record_module import ArrayRecordReader
 
+    path = local_copy(url) if is_remote(url) else url
     try:
-        path = fsspec.open_local(f"simplecache::{url}") if files.is_remote(url) else url
-        reader = ArrayRecordReader(str(path))
+        reader = ArrayRecordReader(path)
         if reader.num_records() == 0:  # which is also how a file without its end opens
-            raise ValueError("no records: the file is empty or its end is missing")
+            raise CorruptError("no records: the file is empty or its end is missing")
         return reader
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(str(error).split("\n")[0]) from error
+    except RuntimeError as error:
+        raise CorruptError(str(error).split("\n")[0]) from error
 
 
 def decode_example(data: bytes) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import io
 import re
-import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, ClassVar
 
 from data.document import Document, Dropped
 from data.sources import files
+from data.sources.archives import BLOCK, is_tar, tar_members
 from data.sources.base import FileSource
 from data.sources.latex_source import Expander, find_main, resolve_inputs
 from data.sources.latex_text import latex_to_text, title_of
@@ -26,12 +26,6 @@ from data.sources.text_files import decode_text, read_whole
 
 ARXIV_ID = re.compile(r"(?:arXiv[_:-]?)?(\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?_?/?\d{7})(?:v\d+)?", re.I)
 TEX_SUFFIXES = (".tex", ".ltx", ".latex", ".tikz", ".inc", ".txt", "")
-BLOCK = 512  # bytes of a tar header
-TAR_MAGIC_AT = 257
-
-
-class PathError(ValueError):
-    """A name in an archive leads out of it."""
 
 
 def arxiv_id(key: str) -> str:
@@ -41,19 +35,6 @@ def arxiv_id(key: str) -> str:
     if not found:
         return re.sub(r"\.(tar|gz|tgz|tex|zst)\b", "", name) or name
     return re.sub(r"^([a-z-]+(?:\.[A-Z]{2})?)_?/?(\d{7})$", r"\1/\2", found.group(1), flags=re.I)
-
-
-def is_tar(head: bytes) -> bool:
-    """Whether 512 bytes are a tar header."""
-    return head[TAR_MAGIC_AT : TAR_MAGIC_AT + 5] == b"ustar"
-
-
-def safe_name(name: str) -> str:
-    """A member's name as a relative path. PathError where it climbs out."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise PathError(name)
-    return path.as_posix()
 
 
 def paper_text(texts: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
@@ -79,19 +60,22 @@ class ArxivSource(FileSource):
         *FileSource.code_modules,
         *(
             f"data.sources.{name}"
-            for name in ("arxiv", "latex_source", "latex_text", "oai", "xml_records", "text_files")
+            for name in ("arxiv", "archives", "latex_source", "latex_text", "oai", "xml_records", "text_files")
         ),
     )
     libraries: ClassVar[tuple[str, ...]] = ("lxml", "charset-normalizer")
 
     def inputs_key(self) -> Any:
         """The papers and the metadata files."""
-        extra = files.list_files(self.metadata, (".xml",)) if self.metadata else []
-        return {"papers": super().inputs_key(), "metadata": [[e.key, e.size, files.fingerprint(e)] for e in extra]}
+        known = [[entry.key, entry.size, files.fingerprint(entry)] for entry in self._metadata()]
+        return {"papers": super().inputs_key(), "metadata": known}
+
+    def _metadata(self) -> tuple[files.FileEntry, ...]:
+        return tuple(files.list_files(self.metadata, (".xml",)))
 
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """One paper, or every paper of a bulk tar."""
-        known = read_metadata(self.metadata, self.limits) if self.metadata else {}
+        known = read_metadata(self._metadata(), self.limits)
         head = stream.peek(BLOCK)[:BLOCK]
         if not is_tar(head):
             data, whole = read_whole(stream, self.limits.max_record_bytes)
@@ -101,7 +85,7 @@ class ArxivSource(FileSource):
             yield self._paper(shard, None, arxiv_id(shard["key"]), {PurePosixPath(shard["key"]).name: data}, known)
             return
         texts: dict[str, bytes] = {}
-        bulk = False
+        size, limit, bulk = 0, self.limits.max_record_bytes, False
         for name, content in self._members(stream, shard):
             if isinstance(content, Dropped):
                 yield content
@@ -109,38 +93,27 @@ class ArxivSource(FileSource):
                 bulk = True
                 yield self._bulk_member(shard, name, content, known)
             else:
-                texts[name] = content
-        if texts or not bulk:
+                size += len(content)
+                if size <= limit:
+                    texts[name] = content
+        if size > limit:
+            yield self.too_large(shard, None, size)
+        elif texts or not bulk:
             yield self._paper(shard, None, arxiv_id(shard["key"]), texts, known)
 
     def _members(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[tuple[str, bytes | Dropped]]:
         """(name, bytes or drop) of the regular files that may hold TeX, within the limits."""
-        count = 0
-        try:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
-                for member in archive:
-                    count += 1
-                    if count > self.limits.max_members:
-                        raise BombError(f"more than {self.limits.max_members} members")
-                    if not member.isfile():
-                        if member.issym() or member.islnk():
-                            yield member.name, self.drop(shard, f"member-{count}", "link_in_archive", value=member.name)
-                        continue
-                    try:
-                        name = safe_name(member.name)
-                    except PathError:
-                        yield "", self.drop(shard, f"member-{count}", "path_climbs_out", value=member.name)
-                        continue
-                    suffix = PurePosixPath(name).suffix.lower()
-                    if suffix not in (*TEX_SUFFIXES, ".gz", ".pdf"):
-                        continue
-                    if member.size > self.limits.max_record_bytes and suffix != ".pdf":
-                        yield name, self.drop(shard, name, "record_too_large", value=member.size)
-                        continue
-                    opened = archive.extractfile(member) if suffix != ".pdf" else None
-                    yield name, opened.read() if opened is not None else b""
-        except (tarfile.TarError, EOFError) as error:
-            raise CorruptError(str(error)) from error
+        for count, member in enumerate(tar_members(stream, self.limits.max_members), 1):
+            suffix = PurePosixPath(member.name).suffix.lower()
+            if member.fault:
+                yield "", self.drop(shard, f"member-{count}", member.fault, value=member.name)
+            elif suffix == ".pdf":
+                yield member.name, b""
+            elif suffix in (*TEX_SUFFIXES, ".gz"):
+                if member.size > self.limits.max_record_bytes:
+                    yield member.name, self.too_large(shard, member.name, member.size)
+                else:
+                    yield member.name, member.read()
 
     def _bulk_member(
         self, shard: Mapping[str, Any], name: str, data: bytes, known: Mapping[str, PaperMetadata]

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from data.document import Document, Drop, Dropped, Number
 from data.sources import files
-from data.sources.limits import BombError, CorruptError, ReadLimits
+from data.sources.limits import BombError, CorruptError, FetchError, ReadLimits
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # a lone half of a UTF-16 pair: JSON can say it, UTF-8 cannot
 SPACE_IN_ID = re.compile(r"\s+")
@@ -79,7 +79,11 @@ class FileSource:
     limits: ReadLimits = field(default_factory=ReadLimits)
 
     version: ClassVar[int] = 1
-    code_modules: ClassVar[tuple[str, ...]] = ("data.sources.base", "data.sources.files")
+    code_modules: ClassVar[tuple[str, ...]] = (
+        "data.sources.base",
+        "data.sources.files",
+        "data.sources.remote",
+    )
     libraries: ClassVar[tuple[str, ...]] = ()
     suffixes: ClassVar[tuple[str, ...]] = ()
     files_per_shard: ClassVar[int] = 1  # formats of many small files put several into a shard
@@ -105,17 +109,19 @@ class FileSource:
     def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """Stream the files of a shard; a fault of a file as a whole is the last thing counted in it."""
         for file in shard.get("files", [shard]):
-            stream: io.BufferedReader | None = None
             try:
-                stream = self.open(file)
-                yield from self.read(stream, file)
+                yield from self.file_documents(file)
             except CorruptError as error:
                 yield self.drop(file, "end", "corrupt_file", value=str(error))
             except BombError as error:
                 yield self.drop(file, "end", "expands_too_far", value=str(error))
-            finally:
-                if stream is not None:
-                    stream.close()
+            except FetchError as error:
+                yield self.drop(file, "end", "fetch_failed", value=str(error))
+
+    def file_documents(self, file: Mapping[str, Any]) -> Iterator[Document | Dropped]:
+        """Stream one file. CorruptError, BombError or FetchError end it."""
+        with self.open(file) as stream:
+            yield from self.read(stream, file)
 
     def open(self, shard: Mapping[str, Any]) -> io.BufferedReader:
         """Decompressed bytes of the shard's file."""

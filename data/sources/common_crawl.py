@@ -17,8 +17,7 @@ from urllib.parse import urlencode
 
 from data.document import Document, Dropped
 from data.sources.base import make_document, make_drop
-from data.sources.extract import ExtractConfig, Extracted, ExtractionPool, Page
-from data.sources.html_files import share_of_cores
+from data.sources.extract import ExtractConfig, Extracted, ExtractionPool, Page, share_of_cores
 from data.sources.http_fetch import FetchError, HttpClient, HttpLimits
 from data.sources.url_block import UrlBlockList
 from data.sources.warc import WarcSource
@@ -71,7 +70,7 @@ class CommonCrawlSource:
             answer = json.loads(client.get(self._query(pattern, showNumPages="true")))
             pages = int(answer["pages"] if isinstance(answer, dict) else answer)
             shards += [{"pattern": pattern, "page": page} for page in range(pages)]
-        return shards
+        return [{**shard, "of": len(shards)} for shard in shards]
 
     def inputs_key(self) -> Any:
         """Crawl and patterns: a crawl that was published does not change."""
@@ -81,7 +80,7 @@ class CommonCrawlSource:
         """The captures of one index page, in index order."""
         client = HttpClient(self.user_agent, self.http)
         index = client.get(self._query(shard["pattern"], page=shard["page"]))
-        workers = share_of_cores((shard,))
+        workers = share_of_cores(shard.get("of", 1))
         opened: ExtractionPool[tuple[str, dict[str, Any]]] = ExtractionPool(self.extract, workers=workers)
         with opened as pool:
             for (record, meta), found in pool.map(self._pages(client, index.splitlines(), shard)):

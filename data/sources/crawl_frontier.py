@@ -21,10 +21,19 @@ CREATE TABLE IF NOT EXISTS urls (
     redirects INTEGER NOT NULL DEFAULT 0, state INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0,
     reason TEXT, bytes INTEGER
 );
-CREATE INDEX IF NOT EXISTS by_state ON urls (state, host, id);
+CREATE INDEX IF NOT EXISTS by_turn ON urls (state, host, kind='page', attempts, id);
 CREATE TABLE IF NOT EXISTS traps (path TEXT PRIMARY KEY, number INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS refused (reason TEXT PRIMARY KEY, number INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS archive (file TEXT PRIMARY KEY, bytes INTEGER NOT NULL);
+"""
+
+
+# Hosts that have something queued, one step in the index each: a scan of the whole queue would slow down as it grows.
+HOSTS = """
+WITH RECURSIVE found(host) AS (
+    SELECT MIN(host) FROM urls WHERE state=:state
+    UNION ALL SELECT (SELECT MIN(host) FROM urls WHERE state=:state AND host>found.host) FROM found WHERE host NOT NULL
+) SELECT host FROM found WHERE host NOT NULL
 """
 
 
@@ -49,7 +58,9 @@ class Frontier:
             self._database.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.executescript(SCHEMA)
-            self._database.execute("UPDATE urls SET state=? WHERE state=?", (QUEUED, IN_FLIGHT))
+            self._database.execute(  # a kill is not the page's fault: that try does not count
+                "UPDATE urls SET state=?, attempts=MAX(attempts-1, 0) WHERE state=?", (QUEUED, IN_FLIGHT)
+            )
         except sqlite3.OperationalError as error:
             raise ValueError(f"{path} is in use: another crawl runs in this folder ({error})") from error
         self._in_flight: dict[str, int] = {}
@@ -98,8 +109,7 @@ class Frontier:
     def take(self, per_host: int) -> Task | None:
         """The next URL, hosts in turn, at most `per_host` of one host in flight; None where nothing may start now."""
         if not self._order:
-            rows = self._database.execute("SELECT DISTINCT host FROM urls WHERE state=?", (QUEUED,))
-            self._order = [row[0] for row in rows]
+            self._order = [row[0] for row in self._database.execute(HOSTS, {"state": QUEUED})]
         for _ in range(len(self._order)):
             host = self._order.pop(0)
             if self._in_flight.get(host, 0) >= per_host:
@@ -144,6 +154,10 @@ class Frontier:
         """(newest WARC file, its recorded bytes), or None before the first page."""
         row = self._database.execute("SELECT file, bytes FROM archive ORDER BY file DESC LIMIT 1").fetchone()
         return (str(row[0]), int(row[1])) if row else None
+
+    def has_queued(self) -> bool:
+        """Whether any URL waits."""
+        return self._database.execute("SELECT 1 FROM urls WHERE state=? LIMIT 1", (QUEUED,)).fetchone() is not None
 
     def counts(self) -> dict[str, int]:
         """pages, bytes (both done), queued, failed."""

@@ -79,7 +79,7 @@ class FrontierScheduler(BaseScheduler):
         return cls(crawler.settings["CRAWL"])
 
     def has_pending_requests(self) -> bool:
-        return not self._crawl.full() and self._crawl.frontier.counts()["queued"] > 0
+        return not self._crawl.full() and self._crawl.frontier.has_queued()
 
     def enqueue_request(self, request: Request) -> bool:
         return False  # everything is queued through the frontier
@@ -187,7 +187,11 @@ class CrawlSpider(scrapy.Spider):
             return iter(())
         pairs = text_header(response.headers)
         headers = {name.lower(): value for name, value in pairs}
-        found = self._found(task, response, headers)
+        try:
+            found = self._found(task, response, headers)
+        except Exception:  # a page may break a parser in any way; it is stored all the same
+            crawl.frontier.refuse("links_not_read")
+            found = []
         address = str(response.ip_address or "")
         file, length = crawl.archive.write(task.url, response.status, pairs, response.body, address)
         crawl.frontier.done(task.url, len(response.body), file, length, found, f"http_{response.status}")

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from data.document import Document, Dropped
 from data.sources import files
-from data.sources.arxiv import PathError, safe_name
+from data.sources.archives import PathError, safe_name
 from data.sources.base import FileSource
 from data.sources.html_text import html_to_text
 from data.sources.limits import BombError, CorruptError, ReadLimits
@@ -119,7 +119,7 @@ class EpubSource(FileSource):
     files_per_shard: ClassVar[int] = 16
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
-        *(f"data.sources.{name}" for name in ("epub", "html_text", "xml_records")),
+        *(f"data.sources.{name}" for name in ("epub", "archives", "html_text", "xml_records")),
     )
     libraries: ClassVar[tuple[str, ...]] = ("lxml",)
 

@@ -81,6 +81,11 @@ class Extracted:
     reason: str = ""
 
 
+def share_of_cores(shards: int) -> int:
+    """Extraction processes for one of `shards` shards: all cores where there is one shard, one each where many."""
+    return max(1, len(os.sched_getaffinity(0)) // max(shards, 1))
+
+
 class _Failed(Exception):
     """A method gave no reply: the message says timeout or died."""
 

@@ -15,13 +15,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-import fsspec
 import xxhash
 import zstandard
 
 from data.sources.limits import BombError, CorruptError, ReadLimits
+from data.sources.remote import filesystem_of, identity, is_remote, local_copy, remote_size
 
 BUFFER = 1 << 20  # bytes
 FULL_HASH_BYTES = 256 << 20  # files up to this size are hashed whole, larger ones by 256 evenly spaced blocks of 1 MiB
@@ -35,11 +35,6 @@ class FileEntry:
     url: str
     key: str
     size: int
-
-
-def is_remote(path: str) -> bool:
-    """Whether fsspec, not the local file system, serves this path."""
-    return "://" in path and not path.startswith("file://")
 
 
 def list_files(paths: Sequence[str], suffixes: Sequence[str]) -> list[FileEntry]:
@@ -99,7 +94,7 @@ def _list_local(path: str, suffixes: Sequence[str]) -> list[FileEntry]:
 
 
 def _list_remote(path: str, suffixes: Sequence[str]) -> list[FileEntry]:
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = filesystem_of(path)
     wild = any(character in inner for character in "*?[") and not path.startswith("http")
     if wild:
         names = [str(name) for name in filesystem.glob(inner)]
@@ -110,21 +105,15 @@ def _list_remote(path: str, suffixes: Sequence[str]) -> list[FileEntry]:
         names = [str(name) for name in filesystem.find(inner) if _matches(str(name).rpartition("/")[2], suffixes)]
         root = inner.rstrip("/")
     return [
-        FileEntry(
-            filesystem.unstrip_protocol(name), name.removeprefix(root).lstrip("/"), int(filesystem.size(name) or -1)
-        )
-        for name in names
+        FileEntry(url, name.removeprefix(root).lstrip("/"), remote_size(url))
+        for name, url in ((name, filesystem.unstrip_protocol(name)) for name in names)
     ]
 
 
 def fingerprint(entry: FileEntry) -> str:
     """What identifies the content: a hash of a local file (see FULL_HASH_BYTES), the store's own checksum elsewhere."""
     if is_remote(entry.url):
-        filesystem, inner = fsspec.core.url_to_fs(entry.url)
-        try:
-            return str(filesystem.checksum(inner))
-        except (NotImplementedError, OSError, ValueError):
-            return f"size:{entry.size}"
+        return identity(entry.url)
     digest = xxhash.xxh3_128()
     with Path(entry.url).open("rb") as stream:
         if entry.size <= FULL_HASH_BYTES:
@@ -183,11 +172,10 @@ class BoundedReader(io.RawIOBase):
 
 
 def open_bytes(url: str) -> BinaryIO:
-    """The file as stored, seekable. ValueError with one line where it is missing."""
+    """The file as stored, seekable; of a remote one its copy in the cache. ValueError where it is missing."""
     try:
-        if is_remote(url):
-            return cast(BinaryIO, fsspec.open(url, "rb").open())
-        return Path(url.removeprefix("file://")).open("rb")
+        path = local_copy(url) if is_remote(url) else url.removeprefix("file://")
+        return Path(path).open("rb")
     except FileNotFoundError as error:
         raise ValueError(f"input file {url!r} is gone: expected it to stay while the run goes on") from error
 

@@ -12,11 +12,14 @@ from types import TracebackType
 
 import xxhash
 
+from data.sources.limits import BombError, CorruptError
+
 GIT_SECONDS = 600.0  # a clone of a large repository; everything else takes seconds
 URL = re.compile(r"(https?|ssh|git|file)://[^\s-][^\s]*")
 SAFE = (
     "-c", "safe.directory=*", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
     "-c", "protocol.ext.allow=never", "-c", "core.symlinks=false", "-c", "gc.auto=0",
+    "-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60",  # seconds, for a silent server
 )  # fmt: skip
 
 
@@ -97,15 +100,31 @@ def resolve(repository: str, commit: str, cache: Path) -> tuple[str, str]:
     ).decode().strip()
 
 
-def list_tree(folder: str, commit: str) -> list[Blob]:
-    """Every entry of the commit, in path order; submodules too (mode 160000)."""
-    entries = []
-    for line in git(["ls-tree", "-r", "-z", "--long", commit], folder=folder).split(b"\0"):
-        if line:
-            head, _, path = line.partition(b"\t")
-            mode, _, sha, size = head.decode().split()
-            entries.append(Blob(path.decode("utf-8", "replace"), mode, sha, int(size) if size.isdigit() else -1))
+def list_tree(folder: str, commit: str, limit: int) -> list[Blob]:
+    """Every entry of the commit, in path order; submodules too (mode 160000).
+
+    BombError beyond `limit` entries: a few kilobytes of trees that name each other can stand for billions of files.
+    """
+    command = ["git", *SAFE, "--git-dir", folder, "ls-tree", "-r", "-z", "--long", commit]
+    entries: list[Blob] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment()) as process:
+        assert process.stdout is not None
+        rest = b""
+        while chunk := process.stdout.read(1 << 20):
+            *lines, rest = (rest + chunk).split(b"\0")
+            entries += map(_entry, lines)
+            if len(entries) > limit:
+                process.kill()
+                raise BombError(f"more than {limit} files")
+    if process.returncode:
+        raise CorruptError(f"git ls-tree failed on {commit[:12]}")
     return sorted(entries, key=lambda entry: entry.path)
+
+
+def _entry(line: bytes) -> Blob:
+    head, _, path = line.partition(b"\t")
+    mode, _, sha, size = head.decode().split()
+    return Blob(path.decode("utf-8", "replace"), mode, sha, int(size) if size.isdigit() else -1)
 
 
 class BlobReader:

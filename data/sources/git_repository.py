@@ -14,6 +14,7 @@ from data.document import Document, Dropped
 from data.sources.base import make_document, make_drop
 from data.sources.git_objects import Blob, BlobReader, is_url, list_tree, resolve
 from data.sources.licences import LICENCE_FILE, header_licence, repository_licence
+from data.sources.limits import BombError, CorruptError
 from data.sources.notebooks import notebook_text
 from data.sources.source_code import dependency_order, imports_of, language_of, marks_of
 
@@ -32,6 +33,7 @@ class GitSource:
     leave_out: marks ("vendored", "generated", "minified") that make a file a counted drop; the others stand in meta.
     layout: "files" (a document a file), or "repository" (one a repository, imported files first, for long context; cut
         at file ends into parts of at most `max_document_bytes`).
+    max_files: in one repository; one with more is a counted drop as a whole.
     cache: where URLs are cloned to, bare and shallow.
     """
 
@@ -41,6 +43,7 @@ class GitSource:
     languages: tuple[str, ...] = ()
     leave_out: tuple[str, ...] = MARKS
     layout: str = "files"
+    max_files: int = 1_000_000
     max_file_bytes: int = 1 << 20
     max_document_bytes: int = 8 << 20
     cache: str = "~/.cache/sluice/git"
@@ -75,7 +78,12 @@ class GitSource:
     def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """Files in path order; every entry of the tree is a document, part of one, or a counted drop."""
         folder, commit = self._resolve(shard["repository"])
-        entries = list_tree(folder, commit)
+        try:
+            entries = list_tree(folder, commit, self.max_files)
+        except (BombError, CorruptError) as error:
+            reason = "expands_too_far" if isinstance(error, BombError) else "corrupt_file"
+            yield make_drop(self.name, shard["key"], reason, value=str(error), meta={"commit": commit})
+            return
         with BlobReader(folder) as reader:
             licence = self._licence(reader, entries)
             common = {

@@ -5,7 +5,6 @@ HtmlFolder(name="pages", paths=("saved/",), extract=ExtractConfig(favour="recall
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,14 +13,9 @@ from data.document import Document, Dropped
 from data.sources.base import FileSource
 from data.sources.extract import CODE_MODULES as EXTRACT_MODULES
 from data.sources.extract import LIBRARIES as EXTRACT_LIBRARIES
-from data.sources.extract import ExtractConfig, Extracted, ExtractionPool, Page
-from data.sources.limits import BombError, CorruptError
+from data.sources.extract import ExtractConfig, Extracted, ExtractionPool, Page, share_of_cores
+from data.sources.limits import BombError, CorruptError, FetchError
 from data.sources.text_files import read_whole
-
-
-def share_of_cores(shards: Sequence[Any]) -> int:
-    """Extraction processes for one shard: all cores where the source has one shard, one each where it has many."""
-    return max(1, (os.cpu_count() or 1) // max(len(shards), 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +33,14 @@ class HtmlFolder(FileSource):
     )
     libraries: ClassVar[tuple[str, ...]] = EXTRACT_LIBRARIES
 
+    def shards(self) -> Sequence[dict[str, Any]]:
+        """256 files a shard, which knows of how many it is one: that is how extraction shares the cores."""
+        found = super().shards()
+        return [{**shard, "of": len(found)} for shard in found]
+
     def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """One document a file, in file order."""
-        workers = share_of_cores(self.shards())
+        workers = share_of_cores(shard.get("of", 1))
         opened: ExtractionPool[Mapping[str, Any]] = ExtractionPool(self.extract, workers=workers)
         with opened as pool:
             for file, found in pool.map((file, self._page(file)) for file in shard["files"]):
@@ -56,6 +55,8 @@ class HtmlFolder(FileSource):
                 data, whole = read_whole(stream, self.extract.max_page_bytes)
         except (CorruptError, BombError) as error:
             return Extracted("", {"fault": str(error)}, "corrupt_file")
+        except FetchError as error:
+            return Extracted("", {"fault": str(error)}, "fetch_failed")
         if not whole:
             return Extracted("", {"fault": f"over {self.extract.max_page_bytes} bytes"}, "page_too_large")
         return Page(data)

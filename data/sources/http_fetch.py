@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import urllib3
 
+from data.sources.limits import FetchError
+
 RETRY_STATUSES = (429, 500, 502, 503, 504)
-
-
-class FetchError(ValueError):
-    """A URL gave no usable answer within its limits: the message says which and why."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ JatsSource(name="pmc", paths=("PMC000xxxxxx.baseline.tar.gz", "articles/"))
 from __future__ import annotations
 
 import re
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,9 +13,8 @@ from typing import Any, ClassVar
 from lxml import etree
 
 from data.document import Document, Dropped
-from data.sources.arxiv import is_tar
+from data.sources.archives import is_tar, tar_members
 from data.sources.base import FileSource
-from data.sources.limits import BombError, CorruptError
 from data.sources.text_files import read_whole
 from data.sources.xml_records import child, local_name, parse_xml, text_of
 
@@ -200,8 +198,7 @@ class JatsSource(FileSource):
     files_per_shard: ClassVar[int] = 32
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
-        "data.sources.jats",
-        "data.sources.xml_records",
+        *(f"data.sources.{name}" for name in ("jats", "archives", "xml_records")),
     )
     libraries: ClassVar[tuple[str, ...]] = ("lxml",)
 
@@ -214,20 +211,15 @@ class JatsSource(FileSource):
         yield self._article(shard, None, data) if whole else self.too_large(shard, None, len(data) + 1)
 
     def _archive(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
-        try:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
-                for count, member in enumerate(archive):
-                    if count > 100 * self.limits.max_members:
-                        raise BombError(f"more than {100 * self.limits.max_members} members")
-                    if not member.isfile() or not member.name.lower().endswith((".xml", ".nxml")):
-                        continue
-                    if member.size > self.limits.max_record_bytes:
-                        yield self.too_large(shard, member.name, member.size)
-                        continue
-                    opened = archive.extractfile(member)
-                    yield self._article(shard, member.name, opened.read() if opened is not None else b"")
-        except (tarfile.TarError, EOFError) as error:
-            raise CorruptError(str(error)) from error
+        for count, member in enumerate(tar_members(stream, 100 * self.limits.max_members)):
+            if not member.name.lower().endswith((".xml", ".nxml")):
+                continue
+            if member.fault:
+                yield self.drop(shard, f"member-{count}", member.fault, value=member.name)
+            elif member.size > self.limits.max_record_bytes:
+                yield self.too_large(shard, member.name, member.size)
+            else:
+                yield self._article(shard, member.name, member.read())
 
     def _article(self, shard: Mapping[str, Any], record: str | None, data: bytes) -> Document | Dropped:
         try:

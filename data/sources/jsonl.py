@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from data.document import Document, Dropped
 from data.sources import files
 from data.sources.base import FileSource
+from data.sources.remote import is_remote
 
 
 def lookup(record: Any, path: str) -> Any:
@@ -61,7 +62,7 @@ class JsonlSource(FileSource):
         shards: list[dict[str, Any]] = []
         for entry in self.entries():
             whole = {"url": entry.url, "key": entry.key}
-            if files.is_remote(entry.url) or entry.size <= self.split_bytes or files.is_compressed(entry.url):
+            if is_remote(entry.url) or entry.size <= self.split_bytes or files.is_compressed(entry.url):
                 shards.append(whole)
                 continue
             starts = range(0, entry.size, self.split_bytes)

@@ -31,3 +31,7 @@ class BombError(ValueError):
 
 class CorruptError(ValueError):
     """A file ends early or does not decode."""
+
+
+class FetchError(ValueError):
+    """A URL gave no usable answer within its limits: the message says which and why."""

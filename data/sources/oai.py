@@ -5,8 +5,9 @@ OaiSource(name="abstracts", paths=("arxiv-oai/",))
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from lxml import etree
@@ -92,10 +93,11 @@ def _dublin_core(inner: etree._Element, identifier: str) -> PaperMetadata:
     )
 
 
-def read_metadata(paths: Sequence[str], limits: ReadLimits) -> dict[str, PaperMetadata]:
+@lru_cache(maxsize=1)  # a worker reads many papers, and the same metadata for all of them
+def read_metadata(entries: tuple[files.FileEntry, ...], limits: ReadLimits) -> dict[str, PaperMetadata]:
     """Metadata by identifier, abstracts left out, of every readable record; a file's fault ends that file."""
     known: dict[str, PaperMetadata] = {}
-    for entry in files.list_files(paths, (".xml",)):
+    for entry in entries:
         try:
             with files.open_stream(entry.url, limits) as stream:
                 for _, data in cut_records(stream, "record", limits):

@@ -12,6 +12,11 @@ from typing import Any, ClassVar
 from data.document import Document, Dropped
 from data.sources import files
 from data.sources.base import FileSource
+from data.sources.limits import BombError, CorruptError
+from data.sources.parquet_pages import largest_page
+from data.sources.remote import is_remote
+
+PAGE_RECORDS = 16  # a page may be as large as this many of the largest records: Arrow puts 1,024 values into one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +35,26 @@ class ParquetSource(FileSource):
     batch_rows: int = 256
 
     suffixes: ClassVar[tuple[str, ...]] = (".parquet",)
-    code_modules: ClassVar[tuple[str, ...]] = (*FileSource.code_modules, "data.sources.parquet")
+    code_modules: ClassVar[tuple[str, ...]] = (
+        *FileSource.code_modules,
+        "data.sources.parquet",
+        "data.sources.parquet_pages",
+    )
     libraries: ClassVar[tuple[str, ...]] = ("pyarrow",)
 
     def shards(self) -> Sequence[dict[str, Any]]:
-        """Runs of row groups: {"url", "key", "first", "groups", "row"}; a file without a footer is one shard."""
+        """Runs of row groups: {"url", "key", "first", "groups", "row"}; remote files are one shard."""
         shards: list[dict[str, Any]] = []
         for entry in self.entries():
             whole = {"url": entry.url, "key": entry.key}
+            if is_remote(entry.url):
+                shards.append(whole)
+                continue
             try:
                 with files.open_bytes(entry.url) as stream:
                     metadata = _open(stream).metadata
                     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            except ValueError:
+            except CorruptError:
                 shards.append(whole)  # reading it gives the counted drop
                 continue
             for first in range(0, max(len(sizes), 1), self.row_groups_per_shard):
@@ -50,24 +62,21 @@ class ParquetSource(FileSource):
                 shards.append({**whole, "first": first, "groups": groups, "row": sum(sizes[:first])})
         return shards
 
-    def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
+    def file_documents(self, file: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """One document a row."""
-        with files.open_bytes(shard["url"]) as stream:
-            try:
-                yield from self._rows(_open(stream), shard)
-            except ValueError as error:
-                yield self.drop(shard, "end", "corrupt_file", value=str(error))
+        with files.open_bytes(file["url"]) as stream:
+            yield from self._rows(_open(stream), stream, file)
 
-    def _rows(self, table: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
+    def _rows(self, table: Any, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         columns = [self.text_field, *([self.id_field] if self.id_field else []), *self.meta_fields]
         missing = [name for name in columns if name.split(".")[0] not in table.schema_arrow.names]
         if missing:
-            raise ValueError(f"no column {missing[0]!r}; the file has {', '.join(table.schema_arrow.names)}")
-        first = shard.get("first", 0)
-        groups = range(first, first + shard.get("groups", table.metadata.num_row_groups))
-        row = shard.get("row", 0)
-        for group in groups:
+            raise CorruptError(f"no column {missing[0]!r}; the file has {', '.join(table.schema_arrow.names)}")
+        first, row = shard.get("first", 0), shard.get("row", 0)
+        for group in range(first, first + shard.get("groups", table.metadata.num_row_groups)):
+            end = row + table.metadata.row_group(group).num_rows
             try:
+                self._check_cost(table.metadata.row_group(group), stream, columns)
                 for batch in table.iter_batches(self.batch_rows, row_groups=[group], columns=columns):
                     for values in batch.to_pylist():
                         yield self._document(shard, row, values)
@@ -75,11 +84,26 @@ class ParquetSource(FileSource):
             except (OSError, UnicodeDecodeError, ValueError) as error:
                 if getattr(error, "errno", None) is not None:
                     raise
-                end = shard.get("row", 0) + sum(table.metadata.row_group(g).num_rows for g in groups if g <= group)
-                yield self.drop(
-                    shard, f"{row}-{end}", "corrupt_rows", value=str(error).split("\n")[0], threshold=end - row
-                )
-                row = end
+                reason = "expands_too_far" if isinstance(error, BombError) else "corrupt_rows"
+                while row < end:  # what cannot be read of a row group is every row behind the fault
+                    yield self.drop(shard, row, reason, value=str(error).split("\n")[0])
+                    row += 1
+
+    def _check_cost(self, group: Any, stream: Any, columns: Sequence[str]) -> None:
+        """BombError where a column of this row group would take the memory: pages are decompressed whole."""
+        names = {name.split(".")[0] for name in columns}
+        for index in range(group.num_columns):
+            column = group.column(index)
+            if column.path_in_schema.split(".")[0] not in names:
+                continue
+            size, packed = column.total_uncompressed_size, max(column.total_compressed_size, 1)
+            if size < self.limits.expansion_grace:
+                continue
+            if size / packed > self.limits.max_expansion:
+                raise BombError(f"expands {size / packed:.0f}-fold, limit {self.limits.max_expansion:.0f}")
+            page, limit = largest_page(stream, column), PAGE_RECORDS * self.limits.max_record_bytes
+            if page > limit:
+                raise BombError(f"a page of {page} bytes, limit {limit} ({PAGE_RECORDS} times max_record_bytes)")
 
     def _document(self, shard: Mapping[str, Any], row: int, values: Mapping[str, Any]) -> Document | Dropped:
         name = values[self.id_field] if self.id_field and values[self.id_field] is not None else row
@@ -97,7 +121,7 @@ class ParquetSource(FileSource):
 
 
 def _open(stream: Any) -> Any:
-    """The file's footer and readers. ValueError with one line where it is no Parquet file."""
+    """The file's footer and readers. CorruptError with one line where it is no Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -106,4 +130,4 @@ def _open(stream: Any) -> Any:
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise
-        raise ValueError(str(error).split("\n")[0]) from error
+        raise CorruptError(str(error).split("\n")[0]) from error

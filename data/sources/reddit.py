@@ -19,7 +19,7 @@ from data.sources.base import FileSource
 from data.sources.dialogue import MAX_TURNS, Turn, best_path, check_form, form_meta, turns_text, walk_tree
 from data.sources.grouping import Groups
 from data.sources.jsonl import parse_object
-from data.sources.limits import BombError, CorruptError
+from data.sources.limits import BombError, CorruptError, FetchError
 
 DELETED = {"[deleted]", "[removed]", "[deleted by user]", "[removed by reddit]", "[ removed by reddit ]"}
 BOT_NAME = re.compile(r"^(automoderator|.*[-_]?bot|.*_bot_.*|remindmebot|sneakpeekbot|wikitextbot|tweetposter)$", re.I)
@@ -73,27 +73,27 @@ class RedditSource(FileSource):
                 yield from self._thread(shard, thread, posts, count)
 
     def _posts(self, shard: Mapping[str, Any], part: Mapping[str, str], groups: Groups) -> Iterator[Dropped]:
-        stream = files.open_stream(part["url"], self.limits, max_window_bytes=WINDOW)
         try:
-            for offset, line in files.iter_lines(stream, self.limits):
-                where = f"{part['key']}@{offset}"
-                if isinstance(line, int):
-                    yield self.too_large(shard, where, line)
-                    continue
-                record, reason = parse_object(line)
-                post = _post(record) if record is not None else None
-                if post is None:
-                    yield self.drop(shard, where, reason or "not_a_post")
-                elif (why := self._refusal(post)) is not None:
-                    yield self.drop(
-                        shard, where, why, value=post["score"] if why == "low_score" else None, post=post["id"]
-                    )
-                else:
-                    groups.put(post["thread"], post)
-        except (CorruptError, BombError) as error:
-            yield self.drop(shard, f"{part['key']}:end", "corrupt_file", value=str(error))
-        finally:
-            stream.close()
+            with files.open_stream(part["url"], self.limits, max_window_bytes=WINDOW) as stream:
+                for offset, line in files.iter_lines(stream, self.limits):
+                    yield from self._post(shard, f"{part['key']}@{offset}", line, groups)
+        except (CorruptError, BombError, FetchError) as error:
+            reason = "fetch_failed" if isinstance(error, FetchError) else "corrupt_file"
+            yield self.drop(shard, f"{part['key']}:end", reason, value=str(error))
+
+    def _post(self, shard: Mapping[str, Any], where: str, line: bytes | int, groups: Groups) -> Iterator[Dropped]:
+        """One line: put among its thread's posts, or dropped."""
+        if isinstance(line, int):
+            yield self.too_large(shard, where, line)
+            return
+        record, reason = parse_object(line)
+        post = _post(record) if record is not None else None
+        if post is None:
+            yield self.drop(shard, where, reason or "not_a_post")
+        elif (why := self._refusal(post)) is not None:
+            yield self.drop(shard, where, why, value=post["score"] if why == "low_score" else None, post=post["id"])
+        else:
+            groups.put(post["thread"], post)
 
     def _refusal(self, post: Mapping[str, Any]) -> str | None:
         """Why a post is not wanted, or None."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, ClassVar
 
@@ -23,8 +23,7 @@ from data.sources import files
 from data.sources.base import FileSource
 from data.sources.extract import CODE_MODULES as EXTRACT_MODULES
 from data.sources.extract import LIBRARIES as EXTRACT_LIBRARIES
-from data.sources.extract import ExtractConfig, Extracted, ExtractionPool, Page
-from data.sources.html_files import share_of_cores
+from data.sources.extract import ExtractConfig, Extracted, ExtractionPool, Page, share_of_cores
 from data.sources.text_files import decode_text
 from data.sources.url_block import UrlBlockList
 from data.sources.wat import wat_text
@@ -37,7 +36,7 @@ PLAIN_MAGIC = b"\r\n\r\nWARC/1."
 MAX_HEADER_BYTES = 1 << 16
 MAX_FAULTS = 1000  # broken spots in one file before the rest is given up
 SWALLOWED = PLAIN_MAGIC  # a record header inside a block: the length field was wrong
-RESTART = ("truncated_record", "corrupt_record", "wrong_record_length")
+RESTART = ("truncated_record", "corrupt_record", "wrong_record_length", "record_too_large")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def iter_records(raw: BinaryIO, limit: int, types: WarcRecordType = WANTED) -> I
                 yield found
                 if found.fault in RESTART:
                     reported, message = last, found.fault
-                    break
+                    break  # what FastWARC would pass over to end the record may be a bomb, or other records
             if not message:
                 return
         except (OSError, ValueError, EOFError) as error:
@@ -91,7 +90,7 @@ def iter_records(raw: BinaryIO, limit: int, types: WarcRecordType = WANTED) -> I
             message = str(error)
         if reported != last:
             yield Record(last, WarcRecordType.unknown, {}, 0, b"", "corrupt_record", message)
-        faults += 1
+        faults += message != "record_too_large"
         following = find_next(raw, last + 1, kind)
         if following is None:
             return
@@ -219,10 +218,15 @@ class WarcSource(FileSource):
         """The archives and the block lists."""
         return {"archives": super().inputs_key(), "block": self.block.inputs_key()}
 
-    def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
+    def shards(self) -> Sequence[dict[str, Any]]:
+        """One shard an archive, which knows of how many it is one: that is how extraction shares the cores."""
+        found = super().shards()
+        return [{**shard, "of": len(found)} for shard in found]
+
+    def file_documents(self, file: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """Pages in archive order; extraction runs on other cores meanwhile."""
-        with files.open_bytes(shard["url"]) as raw:
-            yield from self.from_archive(raw, shard, workers=share_of_cores(self.shards()))
+        with files.open_bytes(file["url"]) as raw:
+            yield from self.from_archive(raw, file, workers=share_of_cores(file.get("of", 1)))
 
     def from_archive(self, raw: BinaryIO, shard: Mapping[str, Any], *, workers: int) -> Iterator[Document | Dropped]:
         """Documents and drops of one open archive; `shard["key"]` names it in ids."""

@@ -42,7 +42,7 @@ def reasons(drops: list[Dropped]) -> dict[str, int]:
 
 @contextmanager
 def serve(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """A local HTTP server whose GETs are handled by `answer`; yields its address."""
+    """A local HTTP server whose GETs (and HEADs) are handled by `answer`; yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -52,6 +52,8 @@ def serve(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
                 answer(self)
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
+
+        do_HEAD = do_GET
 
         def log_message(self, *_: Any) -> None:
             return
@@ -77,4 +79,5 @@ def reply(
     for name, value in more.items():
         handler.send_header(name.replace("_", "-"), value)
     handler.end_headers()
-    handler.wfile.write(body)
+    if handler.command != "HEAD":
+        handler.wfile.write(body)

@@ -209,6 +209,23 @@ def test_a_whole_repository_puts_what_is_imported_first(repository: Path) -> Non
     assert len(parts) > 1 and sum(d.meta["records"] for d in parts) == 5
 
 
+def test_a_tree_that_stands_for_billions_of_files_is_one_drop(tmp_path: Path) -> None:
+    """Twelve trees, each ten times in the next: 10^12 paths in 12 objects."""
+    git(tmp_path, "init", "-q", "-b", "main", ".")
+
+    def put(kind: str, *arguments: str, text: str) -> str:
+        command = ["git", "-C", str(tmp_path), kind, *arguments]
+        return subprocess.run(command, input=text, check=True, capture_output=True, text=True).stdout.strip()
+
+    entry = "100644 blob " + put("hash-object", "-w", "--stdin", text="x = 1\n")
+    for _ in range(12):
+        entry = "040000 tree " + put("mktree", text="".join(f"{entry}\td{number}\n" for number in range(10)))
+    commit = git(tmp_path, "commit-tree", "-m", "bomb", entry.split()[2]).strip()
+    git(tmp_path, "update-ref", "refs/heads/main", commit)
+    documents, drops = read(GitSource(name="c", repositories=(str(tmp_path),), max_files=20_000))
+    assert not documents and reasons(drops) == {"expands_too_far": 1}
+
+
 def test_what_is_no_repository_is_refused_in_a_sentence(tmp_path: Path) -> None:
     for repositories, commit in (((str(tmp_path / "none"),), "HEAD"), ((str(tmp_path),), "HEAD")):
         with pytest.raises(ValueError, match="repository"):

@@ -6,21 +6,27 @@ import bz2
 import gzip
 import json
 import os
+import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import fsspec
 import pytest
 import zstandard
 
 from data.document import Document
+from data.sources import remote
 from data.sources.array_records import ArrayRecordSource, TfdsSource
 from data.sources.csv_files import CsvSource
 from data.sources.files import list_files
+from data.sources.hf_datasets import HfDatasetSource
 from data.sources.jsonl import JsonlSource
 from data.sources.limits import ReadLimits
 from data.sources.mediawiki import MediaWikiSource, wikitext_to_text
 from data.sources.parquet import ParquetSource
+from data.sources.parquet_pages import page_header
 from data.sources.text_files import TextFolder
-from tests.data.sources.helpers import read, reasons
+from tests.data.sources.helpers import read, reasons, reply, serve
 
 ROWS = [{"text": f"Row {i}: ĉu vi legas?\nYes.", "url": f"https://a.example/{i}", "n": i} for i in range(500)]
 
@@ -101,13 +107,57 @@ def test_a_decompression_bomb_ends_early(tmp_path: Path, pack) -> None:
 
 
 def test_fsspec_paths_read_as_local_ones(tmp_path: Path) -> None:
-    import fsspec
-
     with fsspec.open("memory://bucket/rows.jsonl.gz", "wb") as stream:
         stream.write(gzip.compress(_jsonl(ROWS)))
     for path in ("memory://bucket/rows.jsonl.gz", "memory://bucket/*.jsonl.gz", "memory://bucket"):
         documents, drops = read(JsonlSource(name="j", paths=(path,)))
         assert len(documents) == 500 and not drops
+
+
+def test_https_files_are_fetched_once_and_checked(tmp_path: Path, cache_folder: Path) -> None:
+    """One file answers in full, one at the second try, one never: the others are read and the run goes on."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    data = {"/good.parquet": (tmp_path / "rows.parquet").read_bytes(), "/flaky.jsonl.gz": gzip.compress(_jsonl(ROWS))}
+    bodies: list[str] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path == "/silent.jsonl":
+            return time.sleep(2)
+        if handler.command == "GET":
+            bodies.append(handler.path)
+        if handler.command == "GET" and handler.path == "/flaky.jsonl.gz" and bodies.count(handler.path) == 1:
+            reply(handler, b"", status=500)
+        else:
+            reply(handler, data[handler.path])
+
+    with serve(answer) as address:
+        for _ in range(2):
+            documents, drops = read(ParquetSource(name="p", paths=(f"{address}/good.parquet",)))
+            assert [d.text for d in documents] == [row["text"] for row in ROWS] and not drops
+        assert bodies.count("/good.parquet") == 1 and len(list((cache_folder / "sluice" / "files").iterdir())) == 1
+        source = JsonlSource(name="j", paths=(f"{address}/flaky.jsonl.gz", f"{address}/silent.jsonl"))
+        documents, drops = read(source)
+    assert len(documents) == 500 and reasons(drops) == {"fetch_failed": 1}
+    assert drops[0].document.id == "j:silent.jsonl:end"
+    with pytest.raises(ValueError, match="package of its own"):
+        list_files(("sftp://a.example/x",), ())
+
+
+def test_the_cache_of_remote_files_forgets_what_was_used_longest_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "CACHE_BYTES", 250)
+    filesystem = fsspec.filesystem("memory")
+    for name in "abc":
+        filesystem.pipe(f"/cache/{name}", name.encode() * 100)
+    paths = {}
+    for time_used, name in enumerate("abac"):
+        paths[name] = Path(remote.local_copy(f"memory://cache/{name}"))
+        os.utime(paths[name], (time_used, time_used))
+    assert [name for name in "abc" if paths[name].exists()] == ["a", "c"]
+    filesystem.pipe("/cache/a", b"new")
+    assert Path(remote.local_copy("memory://cache/a")).read_bytes() == b"new"
 
 
 def test_listing_skips_links_that_lead_nowhere_and_does_not_follow_loops(tmp_path: Path) -> None:
@@ -153,6 +203,25 @@ def test_parquet_rows_in_order_over_shards_and_a_cut_file(tmp_path: Path) -> Non
     assert documents[77].id == "p:rows.parquet:77" and reasons(drops) == {"text_is_not_a_string": 1}
     path.write_bytes(path.read_bytes()[:-100])
     assert reasons(read(ParquetSource(name="p", paths=(str(path),)))[1]) == {"corrupt_file": 1}
+
+
+def test_parquet_pages_that_would_take_the_memory_are_not_decompressed(tmp_path: Path) -> None:
+    """One row group with a value that is too large, one that is a bomb, and one that is read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, rows = tmp_path / "rows.parquet", [{"text": os.urandom(20).hex()} for _ in range(10)]
+    large = [*rows, {"text": os.urandom(1 << 20).hex()}, *rows]
+    with pq.ParquetWriter(path, pa.schema([("text", pa.string())]), compression="zstd") as writer:
+        for group in (large, [{"text": "x" * (2 << 20)}], rows):
+            writer.write_table(pa.Table.from_pylist(group))
+    limits = ReadLimits(max_record_bytes=64 << 10, expansion_grace=64 << 10)
+    documents, drops = read(ParquetSource(name="p", paths=(str(path),), limits=limits))
+    assert [d.text for d in documents] == [row["text"] for row in rows] and documents[0].meta["row"] == 22
+    assert reasons(drops) == {"expands_too_far": 22}  # every row that was not read is counted
+    for header in (b"", b"\x15", b"\x00", b"\x3c" * 100, b"\x15\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"):
+        with pytest.raises(ValueError, match="page header"):
+            page_header(header)
 
 
 def test_csv_quotes_line_ends_and_wrong_rows(tmp_path: Path) -> None:
@@ -247,6 +316,25 @@ def test_tfds_is_read_without_tensorflow(tmp_path: Path) -> None:
     assert all(d.text == texts[d.meta["n"]] for d in documents) and "tensorflow" not in sys.modules
     with pytest.raises(ValueError, match="no split 'test'"):
         TfdsSource(name="tfds", path=path, split="test").shards()
+
+
+def test_hugging_face_datasets_are_streamed_and_a_broken_file_is_counted(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="HfDatasetSource needs the package datasets, which is optional")
+    for number in range(3):
+        (tmp_path / f"{number}.jsonl").write_bytes(_jsonl([{**row, "id": number} for row in ROWS[:20]]))
+    source = HfDatasetSource(name="h", path=str(tmp_path), meta_fields=("n",))
+    key = source.inputs_key()
+    documents, drops = read(source)
+    assert [d.text for d in documents] == [row["text"] for row in ROWS[:20]] * 3 and not drops
+    assert documents[21].id == "h:train:1:1" and documents[21].meta["n"] == 1
+    (tmp_path / "1.jsonl").write_bytes(b'{"text": "good"}\n{"text": "broken\n')
+    assert source.inputs_key() != key
+    documents, drops = read(source)
+    assert len(documents) >= 40 and reasons(drops) == {"corrupt_file": 1}
+    assert reasons(read(HfDatasetSource(name="h", path=str(tmp_path), text_field="none"))[1])["no_text_field"] >= 40
+    for wrong in ({"split": "test"}, {"path": str(tmp_path / "missing")}):
+        with pytest.raises(ValueError, match=r"^dataset '.*', split '.*': "):
+            HfDatasetSource(**{"name": "h", "path": str(tmp_path), **wrong}).shards()
 
 
 WIKI = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" xml:lang="eo"><siteinfo/>

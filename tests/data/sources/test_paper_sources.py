@@ -135,6 +135,21 @@ def test_every_packing_of_papers_and_their_metadata(tmp_path: Path, real_data: P
     assert arxiv_id("hep-th9901001.gz") == "hep-th/9901001" and arxiv_id("x/2001.00001v2.tar.gz") == "2001.00001"
 
 
+def test_tar_headers_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    """tarfile keeps a long name whole: here one of 4 MB, in a small file."""
+    long_name = tarfile.TarInfo("x" * (4 << 20)).tobuf(tarfile.GNU_FORMAT)
+    sparse = tarfile.TarInfo("hole.tex")
+    sparse.type = tarfile.GNUTYPE_SPARSE
+    attributes = tarfile.TarInfo("y.tex")
+    attributes.pax_headers = {"comment": "z" * (4 << 20)}
+    for number, header in enumerate((long_name, sparse.tobuf(), attributes.tobuf(tarfile.PAX_FORMAT))):
+        (tmp_path / f"{number}.tar").write_bytes(_tar({"a.tex": PAPER})[:1024] + header + bytes(1024))
+    documents, drops = read(ArxivSource(name="a", paths=(str(tmp_path),)))
+    assert not documents and reasons(drops) == {"corrupt_file": 3}
+    _, drops = read(JatsSource(name="j", paths=(str(tmp_path),)))
+    assert reasons(drops) == {"corrupt_file": 3}
+
+
 def test_truncated_and_huge_archives_end(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(_tar({"a.tex": PAPER * 100})[:3000])
     (tmp_path / "b.tar").write_bytes(_tar({f"{i}.tex": b"x" for i in range(50)}))
