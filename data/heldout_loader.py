@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.loader import LoaderConfig, process_rows
+from data.loader import LoaderConfig, check_whole, process_rows
 from data.pack import Plan, plan_rows
 from data.rows import Batch, RowMaker, checked, empty_batch
 from data.token_reader import TokenReader, open_tokens
@@ -73,6 +73,7 @@ def open_heldout(
         config = replace(config, global_batch_size=batch_size)
     rows = process_rows(config.global_batch_size, process_index, process_count)
     reader = open_tokens(dataset, split, tokenizer=tokenizer, cache_bytes=config.cache_bytes)
+    check_whole(reader.index, config)
     opened = {}
     for source, index in reader.index.items():
         count = index.documents

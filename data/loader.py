@@ -13,7 +13,7 @@ Process p of P gets rows [p * B / P, (p + 1) * B / P) of every global batch.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ import xxhash
 from data.mixture import Mixture, token_weights
 from data.pack import Packing, Plan, cached_plan
 from data.rows import Batch, RowMaker, checked, empty_batch
-from data.token_reader import TokenReader, open_tokens
+from data.token_reader import SourceIndex, TokenReader, open_tokens
 from data.tokenizer import Tokenizer
 
 LAST_STEP = 1 << 48  # Grain asks for a length; no run gets there
@@ -188,14 +188,19 @@ class Loader:
             name = self._sources[source]
             plan = self._plans[name]
             pieces = slice(int(plan.row_first[plan_row]), int(plan.row_first[plan_row + 1]))
+            documents, starts = plan.piece_document[pieces], plan.piece_start[pieces]
+            second = self._reader.index[name].second
+            if second is not None:  # a preference is two segments
+                starts = np.stack([starts, second[documents]], axis=1).reshape(-1)
+                documents = np.repeat(documents, 2)
             infos.append(
                 RowInfo(
                     row=row,
                     source=name,
                     epoch=epoch,
                     plan_row=plan_row,
-                    doc_ids=tuple(self._reader.doc_ids(name, plan.piece_document[pieces])),
-                    starts=tuple(plan.piece_start[pieces].tolist()),
+                    doc_ids=tuple(self._reader.doc_ids(name, documents)),
+                    starts=tuple(starts.tolist()),
                 )
             )
         return infos
@@ -246,12 +251,28 @@ def open_loader(
     reader = open_tokens(dataset, split, tokenizer=tokenizer, cache_bytes=config.cache_bytes)
     folder = Path(dataset) / "cache" / "plans"
     wanted = token_weights(dict(config.weights), {source: index.tokens for source, index in reader.index.items()})
+    check_whole({source: reader.index[source] for source in wanted}, config)
     plans = {
         source: cached_plan(folder, index.num_tokens, config.seq_len, config.packing)
         for source, index in reader.index.items()
         if source in wanted
     }
     return Loader(reader, plans, config, rows)
+
+
+def check_whole(index: Mapping[str, SourceIndex], config: LoaderConfig) -> None:
+    """Refuse (ValueError, one line) rows that would cut a chat."""
+    for name, source in index.items():
+        longest = int(source.num_tokens.max(initial=0)) - 1
+        if source.whole and config.packing != "first_fit":
+            raise ValueError(f"source {name} holds chats, which {config.packing} would cut: use packing='first_fit'")
+        if source.whole and longest > config.seq_len:
+            count = int(np.count_nonzero(source.num_tokens - 1 > config.seq_len))
+            raise ValueError(
+                f"source {name}: {count:,} of {source.documents:,} chats are longer than loader.seq_len="
+                f"{config.seq_len} (the longest has {longest + 1:,} tokens): raise it, or set Chats(max_tokens="
+                f"{config.seq_len + 1}), which drops them with a reason or, asked to, truncates them"
+            )
 
 
 def process_rows(batch_size: int, process_index: int, process_count: int) -> range:

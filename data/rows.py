@@ -11,7 +11,11 @@ Batch = dict[str, np.ndarray]  # inputs, targets, segment_ids, positions: int32 
 
 
 class RowMaker:
-    """Rows of one source's plan as arrays."""
+    """Rows of one source's plan as arrays.
+
+    A preference is two segments: 1 and 2 are the chosen and the rejected chat of a row's first pair, 3 and 4 of its
+    second, and so on. The place between them, whose target would be of the other chat, has no loss.
+    """
 
     def __init__(self, reader: TokenReader, source: str, plan: Plan):
         self._reader, self._source, self._plan = reader, source, plan
@@ -33,6 +37,12 @@ class RowMaker:
             batch["loss_weights"][place, column:end] = (
                 reader.loss_weights(self._source, begin + 1, begin + length + 1) if index.weighted else 1.0
             )
+            if index.second is not None:
+                border = column + int(index.second[plan.piece_document[first + segment - 1]])
+                batch["segment_ids"][place, column:border] = 2 * segment - 1
+                batch["segment_ids"][place, border:end] = 2 * segment
+                batch["positions"][place, border:end] = self._counting[: end - border]
+                batch["loss_weights"][place, border - 1] = 0.0
             column = end
 
 

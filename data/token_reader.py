@@ -24,7 +24,8 @@ class SourceIndex:
     """The documents of one source in stream order.
 
     first: row of its first document in the whole index. num_tokens, num_bytes: int64, one a document.
-    begins: int64, where each document's BOS stands in the source's stream.
+    begins: int64, where each document's first id stands in the source's stream.
+    whole: whether documents must not be cut. second: int64, of preferences: ids of the chosen chat, which comes first.
     """
 
     name: str
@@ -33,6 +34,8 @@ class SourceIndex:
     num_bytes: np.ndarray
     begins: np.ndarray
     weighted: bool
+    whole: bool = False
+    second: np.ndarray | None = None
 
     @property
     def documents(self) -> int:
@@ -156,6 +159,8 @@ class TokenReader:
             num_bytes=num_bytes,
             begins=begins,
             weighted=entry["weighted"],
+            whole=entry.get("whole", False),
+            second=part.column("second").to_numpy() if entry.get("paired") else None,
         )
 
     def _open_shards(self, shards: list[dict[str, Any]]) -> list[tuple[Path, int, ArrayRecordReader]]:

@@ -1,4 +1,7 @@
-"""Document -> Tokens. The one place that decides where BOS and EOS stand: BOS + ids of the text + EOS."""
+"""Document -> Tokens. The one place that decides where BOS and EOS stand: BOS + ids of the text + EOS.
+
+A chat that `data.chat_stage` rendered has the marks of its template and nothing besides: its ids are those of the text.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.chat_tokens import ChatEncoder, text_hash
 from data.document import Document
 from data.tokenizer import Tokenizer
 
@@ -23,11 +27,15 @@ class Tokens:
     ids: BOS, the text's ids, EOS; uint16 where the vocabulary fits, else uint32.
     loss_weights: float32, one for each id as a target (the first, BOS, is never one); None where all are 1.
     num_bytes: UTF-8 bytes of the text, what bits per byte divide by.
+    second: of a preference, how many ids the chosen chat has, before the rejected one; 0 for anything else.
+    whole: whether it must lie in one row: an answer without its question teaches nothing.
     """
 
     ids: np.ndarray
     loss_weights: np.ndarray | None
     num_bytes: int
+    second: int = 0
+    whole: bool = False
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -35,8 +43,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def tokenize(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, Tokens]]:
+def tokenize(
+    documents: Iterable[Document], tokenizer: Tokenizer, chats: ChatEncoder | None = None
+) -> Iterator[tuple[Document, Tokens]]:
     """The documents with their tokens, in order, at memory bounded by a batch.
+
+    chats: what encodes rendered chats, made from the same tokenizer; where there are none it is not needed.
 
     A document whose meta has "loss_spans", a list of [start, stop) ranges of characters, in order and apart, is trained
     only on those: the text is encoded in parts cut at their ends, so that no token lies across one. EOS counts when the
@@ -49,16 +61,20 @@ def tokenize(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tu
         batch.append(document)
         chars += len(document.text)
         if chars >= BATCH_CHARS or len(batch) >= BATCH_DOCUMENTS:
-            yield from _tokenize_batch(batch, tokenizer, dtype)
+            yield from _tokenize_batch(batch, tokenizer, dtype, chats)
             batch, chars = [], 0
     if batch:
-        yield from _tokenize_batch(batch, tokenizer, dtype)
+        yield from _tokenize_batch(batch, tokenizer, dtype, chats)
 
 
 def _tokenize_batch(
-    batch: Sequence[Document], tokenizer: Tokenizer, dtype: np.dtype
+    batch: Sequence[Document], tokenizer: Tokenizer, dtype: np.dtype, chats: ChatEncoder | None
 ) -> Iterator[tuple[Document, Tokens]]:
-    for document, ids in zip(batch, tokenizer.encode_batch([document.text for document in batch])):
+    texts = ["" if "rendered" in document.meta else document.text for document in batch]
+    for document, ids in zip(batch, tokenizer.encode_batch(texts)):
+        if "rendered" in document.meta:
+            yield document, _chat_tokens(document, chats, dtype)
+            continue
         weights = None
         if "loss_spans" in document.meta:
             ids, weights = _weighted(document, tokenizer)
@@ -85,3 +101,23 @@ def _weighted(document: Document, tokenizer: Tokenizer) -> tuple[np.ndarray, np.
     rest = tokenizer.encode(text[end:])
     weights += [0.0] * len(rest) + [1.0 if end == len(text) and end else 0.0]
     return np.array(ids + rest, np.uint32), np.array(weights, np.float32)
+
+
+def _chat_tokens(document: Document, chats: ChatEncoder | None, dtype: np.dtype) -> Tokens:
+    """A rendered chat, or the two of a preference one after another."""
+    text, meta = document.text, document.meta
+    if chats is None:
+        raise ValueError(f"document {document.id} is a rendered chat, which this tokenizer folder cannot encode")
+    if meta["rendered"] != text_hash(text):
+        raise ValueError(
+            f"document {document.id}: its text was changed after it was rendered as a chat, so that its loss spans lie "
+            "elsewhere; put stages that change text before Chats, or into Chats(clean=...)"
+        )
+    border = meta.get("second", len(text))
+    ids, weights = chats.weighted(text[:border], [span for span in meta["loss_spans"] if span[0] < border])
+    second = 0
+    if border < len(text):
+        spans = [[start - border, stop - border] for start, stop in meta["loss_spans"] if start >= border]
+        second, (more, weights_of_more) = len(ids), chats.weighted(text[border:], spans)
+        ids, weights = ids + more, np.concatenate([weights, weights_of_more])
+    return Tokens(np.array(ids, dtype), weights, len(text.encode()), second=second, whole=True)

@@ -7,7 +7,8 @@ one record read serves many documents. Records go to SOURCE-NNNNN-of-NNNNN.array
     a record        ids, little-endian uint16 or uint32; in a source with loss weights, then a float32 for each id
     index.arrow     Arrow file, one row a document in stream order, sources by name: doc_id, source, num_tokens (with
                     BOS and EOS), num_bytes (UTF-8 bytes of the text), record and offset (the source's record that BOS
-                    is in, and the place there). Its metadata hold the tokenizer's fingerprint and each shard's size.
+                    is in, and the place there); where there are preferences, second: the ids of the chosen chat, which
+                    stands before the rejected one. Its metadata hold the tokenizer's fingerprint and each shard's size.
 
 Reading one record takes 40 microseconds (8,192 uint16 ids, zstd 1, two-core machine); one document a record could not
 be read faster than about 1,300 a second.
@@ -29,14 +30,22 @@ import pyarrow.compute as pc
 import xxhash
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from data.chat_tokens import chat_encoder
 from data.engine import Engine
 from data.tables import atomic_path, read_documents
 from data.tokenize import token_dtype, tokenize
 from data.tokenizer import load_tokenizer
 
-VERSION = 1
+VERSION = 2
 LIBRARIES = ("array_record", "pyarrow", "sentencepiece", "tokenizers")
-CODE_MODULES = ("data.tokenizer", "data.tokenizer_json", "data.tokenizer_sample", "data.tokenize", "data.tokens")
+CODE_MODULES = (
+    "data.tokenizer",
+    "data.tokenizer_json",
+    "data.tokenizer_sample",
+    "data.chat_tokens",
+    "data.tokenize",
+    "data.tokens",
+)
 
 SPLITS = ("train", "heldout")
 INDEX_FILE = "index.arrow"
@@ -54,6 +63,8 @@ RUN_SCHEMA = pa.schema(
         ("num_bytes", pa.int64()),
         ("start", pa.int64()),
         ("weighted", pa.bool_()),
+        ("second", pa.int64()),
+        ("whole", pa.bool_()),
     ]
 )
 
@@ -100,8 +111,10 @@ class _EncodeShard:
     def __call__(self, item: tuple[str, str]) -> int:
         shard, run = Path(item[0]), Path(item[1])
         tokenizer = load_tokenizer(self.tokenizer)
+        spec = Path(self.tokenizer) / "tokenizer.json"
+        chats = chat_encoder(spec.read_text(encoding="utf-8")) if spec.is_file() else None
         rows = []
-        for document, tokens in tokenize(read_documents(shard), tokenizer):
+        for document, tokens in tokenize(read_documents(shard), tokenizer, chats):
             split = document.meta.get("split", "train")
             if split not in SPLITS:
                 raise ValueError(f"{shard}: document {document.id} has split {split!r}; expected {' or '.join(SPLITS)}")
@@ -123,7 +136,8 @@ def _write_run(run: Path, rows: list[tuple[str, str, int, str, Any]], dtype: np.
                 weights = np.ones(count, "<f4") if tokens.loss_weights is None else tokens.loss_weights
                 weights_file.write(weights.tobytes())
             has_weights = tokens.loss_weights is not None
-            table.append((split, source, key, doc_id, count, tokens.num_bytes, start, has_weights))
+            settings = (has_weights, tokens.second, tokens.whole)
+            table.append((split, source, key, doc_id, count, tokens.num_bytes, start, *settings))
             start += count
     columns = zip(*table) if table else [[] for _ in RUN_SCHEMA]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, RUN_SCHEMA)]
@@ -150,7 +164,8 @@ def _write_split(
         first, last = (int(np.searchsorted(sources, source, side)) for side in ("left", "right"))
         part = table.slice(first, last - first)
         tokens = int(num_tokens[first:last].sum())
-        weighted = any(part.column("weighted").to_pylist())
+        weighted, whole = (bool(pc.any(part.column(name)).as_py()) for name in ("weighted", "whole"))
+        paired = _is_paired(source, part.column("second").to_numpy())
         files = _shard_files(source, number, tokens)
         for place, file in enumerate(files):
             tasks.append((str(folder / file), first, last, place * RECORDS_PER_SHARD * RECORD_TOKENS, weighted))
@@ -158,6 +173,7 @@ def _write_split(
             documents=last - first, tokens=tokens, num_bytes=int(part.column("num_bytes").to_numpy().sum())
         )
         entries[source] = {"first": first, "last": last, "tokens": tokens, "weighted": weighted, "files": files}
+        entries[source] |= {"whole": whole, "paired": paired}
     write = _WriteShard(runs=tuple(map(str, runs)), order=str(work / f"{split}.order.npy"), dtype=dtype.str)
     written = dict(
         zip((Path(task[0]).name for task in tasks), engine.map_shards(write, tasks, label=f"tokens/{split}"))
@@ -192,6 +208,16 @@ def _merged(runs: Sequence[Path], split: str) -> pa.Table:
     empty = RUN_SCHEMA.append(pa.field("run", pa.int64())).empty_table()
     table = pa.concat_tables([empty, *tables])
     return table.sort_by([("source", "ascending"), ("key", "ascending"), ("doc_id", "ascending")]).combine_chunks()
+
+
+def _is_paired(source: str, second: np.ndarray) -> bool:
+    """Whether the source's documents are preferences; ValueError where some are and some are not."""
+    if second.all() != second.any():
+        raise ValueError(
+            f"source {source} holds {np.count_nonzero(second):,} preferences among {len(second):,} documents; "
+            "give preferences a source of their own"
+        )
+    return bool(second.any())
 
 
 def _shard_files(source: str, number: int, tokens: int) -> list[str]:
@@ -262,7 +288,10 @@ def _write_index(path: Path, table: pa.Table, header: dict[str, Any]) -> None:
             "record": begin // RECORD_TOKENS,
             "offset": begin % RECORD_TOKENS,
         }
-    ).combine_chunks()
+    )
+    if any(entry["paired"] for entry in header["sources"].values()):
+        index = index.append_column("second", table.column("second"))
+    index = index.combine_chunks()
     text = json.dumps(header, sort_keys=True, ensure_ascii=False)
     index = index.replace_schema_metadata({"sluice": text})
     with (

@@ -17,6 +17,7 @@ from data.sources.grouping import Groups
 from data.sources.html_text import html_to_text
 from data.sources.xml_records import local_name, parse_xml
 
+FORMS = ("text", "messages", "preference")
 QUESTION, ANSWER = "1", "2"
 POST_TYPES = {"3": "orphaned_tag_wiki", "4": "tag_wiki_excerpt", "5": "tag_wiki", "6": "moderator_nomination",
               "7": "wiki_placeholder", "8": "privilege_wiki"}  # fmt: skip
@@ -47,12 +48,15 @@ class StackExchangeSource(FileSource):
     site: host name, for URLs. min_answers: questions with fewer are counted drops.
     min_score: posts scored lower are counted drops (a question takes its answers with it).
     max_answers: answers in one document; those scored lowest are left out beyond it.
+    form: "text"; "messages" adds the question and its best answer (accepted, else scored highest) to meta as a chat;
+        "preference" adds the question with the answers scored highest and lowest as chosen and rejected.
     """
 
     site: str = ""
     min_answers: int = 0
     min_score: int | None = None
     max_answers: int = 200
+    form: str = "text"
 
     suffixes: ClassVar[tuple[str, ...]] = ("posts.xml",)
     code_modules: ClassVar[tuple[str, ...]] = (
@@ -63,6 +67,10 @@ class StackExchangeSource(FileSource):
         "data.sources.xml_records",
     )
     libraries: ClassVar[tuple[str, ...]] = ("lxml",)
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"{self.name}: form is {self.form!r}: expected one of {', '.join(FORMS)}")
 
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """Rows are read once, in file order; a document's meta["records"] says how many rows it is made of."""
@@ -142,6 +150,9 @@ class StackExchangeSource(FileSource):
             mark = " (accepted)" if row["Id"] == question.get("AcceptedAnswerId") else ""
             parts.append(f"## Answer{mark}\n\n{html_to_text(row.get('Body', ''))}")
         posts = [question, *answers]
+        chat = self._chat(title, parts[-1 - len(answers)], question, answers)
+        if chat is None:
+            return self.drop(shard, parent, "no_two_scores", value=len(answers), records=len(posts))
         return self.document(
             shard,
             parent,
@@ -157,4 +168,23 @@ class StackExchangeSource(FileSource):
             accepted=question.get("AcceptedAnswerId"),
             records=len(posts),
             group=f"{self.site or shard['key']}:{parent}",
+            **chat,
         )
+
+    def _chat(
+        self, title: str, body: str, question: dict[str, str], answers: list[dict[str, str]]
+    ) -> dict[str, Any] | None:
+        """What the form adds to meta; None where a preference needs two answers of different scores."""
+        asked = {"role": "user", "content": "\n\n".join(part for part in (title, body) if part)}
+
+        def answered(row: dict[str, str]) -> list[dict[str, str]]:
+            return [asked, {"role": "assistant", "content": html_to_text(row.get("Body", ""))}]
+
+        if self.form == "messages":
+            accepted = [row for row in answers if row["Id"] == question.get("AcceptedAnswerId")]
+            return {"messages": answered((accepted or answers)[0]) if answers else [asked]}
+        if self.form == "preference":
+            if not answers or _score(answers[0]) == _score(answers[-1]):
+                return None
+            return {"chosen": answered(answers[0]), "rejected": answered(answers[-1])}
+        return {}

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,13 @@ class TextTokenizer:
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
         """The prompt text of a conversation, by the checkpoint's chat template. Messages: {"role", "content"}."""
+        return self.template()(messages, add_generation_prompt)
+
+    def template(self) -> "ChatTemplate":
+        """The chat template by itself; ValueError where the checkpoint has none."""
         if self.chat_template is None:
             raise ValueError("this checkpoint has no chat template; give a plain prompt instead of a conversation")
-        return render_template(
-            self.chat_template,
-            messages=[dict(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            bos_token=self._text_of(self.bos_id),
-            eos_token=self._eos_text(),
-        )
+        return ChatTemplate(source=self.chat_template, bos=self._text_of(self.bos_id), eos=self._eos_text())
 
     def _text_of(self, token: int | None) -> str:
         return "" if token is None else self.backend.id_to_token(token) or ""
@@ -90,6 +89,25 @@ class TextTokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         if self.chat_template is not None:
             (folder / TEMPLATE_FILE).write_text(self.chat_template)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTemplate:
+    """A chat template and the two special tokens that it may write: a small value that pickles."""
+
+    source: str
+    bos: str
+    eos: str
+
+    def __call__(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+        """The text of a conversation; ValueError where the template refuses it."""
+        return render_template(
+            self.source,
+            messages=[dict(message) for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            bos_token=self.bos,
+            eos_token=self.eos,
+        )
 
 
 def load_tokenizer_folder(folder: Path, *, prefix_bos: bool = False) -> TextTokenizer:
@@ -146,10 +164,20 @@ def render_template(template: str, **values: Any) -> str:
     """
     try:
         import jinja2
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
         raise ValueError("chat templates need jinja2: pip install jinja2") from None
+    try:
+        return compiled_template(template).render(**values)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the chat template failed: {error}") from None
+
+
+@lru_cache(16)
+def compiled_template(template: str) -> Any:
+    """The template as jinja2 compiles it, which takes longer than rendering a conversation."""
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
         """`{% generation %}...{% endgeneration %}`, which transformers uses to mark what an assistant said."""
@@ -170,7 +198,4 @@ def render_template(template: str, **values: Any) -> str:
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(template).render(**values)
-    except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template failed: {error}") from None
+    return environment.from_string(template)
