@@ -25,7 +25,7 @@ from models.checkpoints.location import Location, read_hf_config, resolve
 from models.checkpoints.names import HF_TABLES
 from models.checkpoints.run import load_run, read_run_config, run_tokenizer
 from models.checkpoints.tensors import SafetensorsFolder
-from models.checkpoints.tokenizer import TextTokenizer, load_tokenizer_folder
+from models.checkpoints.tokenizer import ChatTemplate, TextTokenizer, load_tokenizer_folder
 from models.checkpoints.weights import load_weights
 from models.config import ModelConfig
 from models.transformer import CausalLM
@@ -141,7 +141,14 @@ class CheckpointTokenizer:
 
     def write(self, folder: Path) -> None:
         """Write tokenizer.json and what names its special tokens; ValueError where the checkpoint has no tokenizer."""
+        self._load().save(folder)
+
+    def chat_template(self) -> ChatTemplate:
+        """The checkpoint's chat template; ValueError where it has none."""
+        return self._load().template()
+
+    def _load(self) -> TextTokenizer:
         tokenizer = load_tokenizer(resolve(self.location))
         if tokenizer is None:
             raise ValueError(f"{self.location} has no tokenizer to take for the dataset")
-        tokenizer.save(folder)
+        return tokenizer
