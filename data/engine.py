@@ -7,6 +7,7 @@ returns a small JSON-able result, and results come back in shard order.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import pickle
@@ -231,11 +232,23 @@ def _pickled_function(fn: Callable, label: str) -> bytes:
             f"{label}: the function given to map_shards must pickle (a module-level function or a frozen "
             f"dataclass, no lambda or closure): {error}"
         ) from error
-    if b"__main__" in function:
-        raise ValueError(
-            f"{label}: {fn!r} lives in the script that was started; move it to a module that workers import"
-        )
+    _Importable(io.BytesIO(function), label).load()
     return function
+
+
+class _Importable(pickle.Unpickler):
+    """Reads what is sent to workers as they will, and refuses what they could not import."""
+
+    def __init__(self, file: io.BytesIO, label: str):
+        super().__init__(file)
+        self._label = label
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "__main__":
+            raise ValueError(
+                f"{self._label}: {name!r} lives in the script that was started; move it to a module that workers import"
+            )
+        return super().find_class(module, name)
 
 
 def _transient(number: int | None) -> bool:

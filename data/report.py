@@ -1,8 +1,9 @@
 """report.html of a dataset: `python -m data.report --dataset DIR`.
 
 One file that works offline: what came in and what is left by source and step, what each filter removes and what only
-it removes, histograms of scores with their thresholds, languages, lengths, and ten examples of each reason with the
-offending part marked. Examples are chosen by the hash of the document's id; personal data in them is replaced.
+it removes, retention and cluster sizes of dedup, histograms of scores with their thresholds, languages, lengths, and
+ten examples of each reason with the offending part marked. Examples are chosen by the hash of the document's id;
+personal data in them is replaced.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import xxhash
 from data.charts import bar_chart, histogram, page, table
 from data.clean.marks import offending
 from data.clean.pii import redact
+from data.dedup.report import duplicates
 from data.document import Document, Dropped
 from data.manifest import read_manifest
 from data.tables import atomic_path, read_documents, read_dropped
@@ -105,6 +107,7 @@ def write_report(dataset: Path) -> Path:
     sections = [
         ("Funnel", funnel(manifest)),
         ("What each filter removes", reasons(manifest, gathered)),
+        ("Duplicates", duplicates(dataset, manifest) or "<p>No dedup stage ran.</p>"),
         ("Scores", scores(gathered)),
         ("Languages and lengths", languages_and_lengths(gathered)),
         ("Before and after", before_and_after(dataset, manifest, gathered)),

@@ -124,6 +124,27 @@ def test_a_function_that_workers_cannot_import_is_refused() -> None:
         LocalPool(workers=2).map_shards(lambda number: number, range(3), label="lambda")
 
 
+def test_a_function_of_the_script_itself_is_refused_by_name(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from data.engine import LocalPool\n"
+        "def double(number):\n    return 2 * number\n"
+        "if __name__ == '__main__':\n    LocalPool(workers=2).map_shards(double, range(3), label='doubling')\n"
+    )
+    paths = {**os.environ, "PYTHONPATH": "."}
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=paths)
+    assert run.stderr.strip().splitlines()[-1].startswith("ValueError: doubling: 'double' lives in the script")
+
+
+def test_settings_may_speak_of_main() -> None:
+    prefixed = partial(_prefixed, prefix="__main__ ")
+    assert LocalPool(workers=2).map_shards(prefixed, ["a", "b"], label="prefix") == ["__main__ a", "__main__ b"]
+
+
+def _prefixed(text: str, prefix: str) -> str:
+    return prefix + text
+
+
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     code = (
         "from functools import partial; from pathlib import Path; from data.engine import LocalPool\n"

@@ -108,6 +108,8 @@ def test_the_report_is_one_offline_file_without_personal_data(dataset: Path) -> 
     assert "too_few_words" in html
     assert "<mark>the very same line stands here" in html
     assert "bad_json" in html
+    assert "<h3>exact_dedup</h3><table><thead><tr><th>source</th>" in html
+    assert '<td>mixed</td><td class="number">30</td><td class="number">9</td><td>70.00%</td>' in html
     # Ten documents fall to duplicate lines and to nothing else.
     assert re.search(r"<td>duplicate_lines</td><td>mixed</td>(<td class=\"number\">[\d,]+</td>){3}", html)
     assert html == write_report(dataset).read_text(encoding="utf-8")
