@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from models.config import KernelName
 from models.kernels import cudnn, splash
+from models.kernels.sharded import context_devices, over_context
+from models.sharding import constrain
 
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite, so that a fully masked row gives no NaN
 DENSE_SCORES = (
@@ -46,6 +48,7 @@ class AttentionShape:
     window: int | None = None
     softcap: float | None = None
     cached: bool = False  # keys come from a cache: queries do not begin at key 0
+    context: int = 1  # devices over which the sequence is split
 
 
 def ambient_platform() -> tuple[str, str]:
@@ -140,6 +143,7 @@ def attention(
         window=window,
         softcap=softcap,
         cached=offset_B is not None,
+        context=context_devices(),
     )
     name = choose_kernel(shape, kernel).name
     common: Any = {"scale": scale, "window": window, "softcap": softcap}
@@ -150,8 +154,16 @@ def attention(
         return cudnn.packed_attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, **common)
     if name == "cudnn":
         return cudnn.public_attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, **common)
-    if name == "blockwise":
+    if name == "blockwise" and shape.context == 1:
         return blockwise_attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, **common)
+    if name == "blockwise":
+
+        def blocks(q: Array, k: Array, v: Array, of_q: Array, of_k: Array, first: Array, _: Any) -> Array:
+            return blockwise_attention(q, k, v, of_q, kv_segment_ids_BS=of_k, first_query=first, **common)
+
+        return over_context(blocks, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
+    if shape.context > 1 and not shape.cached:
+        k_BSKH, v_BSKH = (constrain(x, ("batch", None, "kv_heads", None)) for x in (k_BSKH, v_BSKH))
     if kv_segment_ids_BS is None:
         kv_segment_ids_BS = segment_ids_BT
     mask = visible(segment_ids_BT, kv_segment_ids_BS, offset_B, window)
@@ -197,22 +209,32 @@ def masked_attention(
 
 def blockwise_attention(
     q_BTNH: Float[Array, "B T N H"],
-    k_BTKH: Float[Array, "B T K H"],
-    v_BTKH: Float[Array, "B T K H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
     segment_ids_BT: Int[Array, "B T"],
     *,
     scale: float,
     window: int | None,
     softcap: float | None,
     block: int = BLOCK,
+    kv_segment_ids_BS: Int[Array, "B S"] | None = None,
+    first_query: Int[Array, ""] | None = None,
 ) -> Float[Array, "B T N H"]:
     """`masked_attention` a block of queries at a time, recomputed in the backward pass: a few blocks' scores in memory.
 
     The blocks of a group are scanned, since a compiler may otherwise keep all of them at once, over the keys that the
     group can see. Without a window, four groups do 5/8 of the full square's work, near the 1/2 that causality allows;
     with one, each block reads only the keys in its window, and the work, too, grows with T.
+
+    Args:
+      first_query: key of the first query, where the queries are one device's part of the sequence; each block then
+        reads every key that any device's could. None: queries and keys are the same tokens.
+      kv_segment_ids_BS: goes with `first_query`.
     """
     batch, length, heads, dim = q_BTNH.shape
+    if kv_segment_ids_BS is None:
+        kv_segment_ids_BS = segment_ids_BT
+    num_keys, begin = k_BSKH.shape[1], 0 if first_query is None else first_query
     num_blocks = -(-length // block)
     padding = ((0, 0), (0, num_blocks * block - length))
     q_blocks = jnp.moveaxis(
@@ -221,11 +243,12 @@ def blockwise_attention(
     # segment -1 has no keys: such a query sees nothing, and is cut off at the end
     padded_segments_BT = jnp.pad(segment_ids_BT, padding, constant_values=-1)
     segment_blocks = jnp.moveaxis(padded_segments_BT.reshape(batch, num_blocks, block), 1, 0)
-    per_group = num_blocks if window is not None else -(-num_blocks // GROUPS)
+    one_group = window is not None or first_query is not None
+    per_group = num_blocks if one_group else -(-num_blocks // GROUPS)
     outs = []
     for first in range(0, num_blocks, per_group):
         last = min(first + per_group, num_blocks)
-        keys = length if window is not None else min(last * block, length)
+        keys = num_keys if one_group else min(last * block, num_keys)
         seen = keys if window is None else min(keys, block + window - 1)
 
         @jax.checkpoint
@@ -237,7 +260,7 @@ def blockwise_attention(
             mask = visible(query_segments, key_segments, offset_B, window)
             return masked_attention(q, k, v, mask, scale=scale, softcap=softcap)
 
-        group = (k_BTKH[:, :keys], v_BTKH[:, :keys], segment_ids_BT[:, :keys])
-        blocks = (q_blocks[first:last], segment_blocks[first:last], jnp.arange(first, last) * block)
+        group = (k_BSKH[:, :keys], v_BSKH[:, :keys], kv_segment_ids_BS[:, :keys])
+        blocks = (q_blocks[first:last], segment_blocks[first:last], begin + jnp.arange(first, last) * block)
         outs.append(jax.lax.map(partial(one_block, group), blocks))
     return jnp.moveaxis(jnp.concatenate(outs), 0, 1).reshape(batch, -1, heads, dim)[:, :length]

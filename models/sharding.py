@@ -1,28 +1,31 @@
 """Where parameters and activations live on the mesh: one table from logical axis names to mesh axes.
 
 Every parameter names its dims (`nnx.Param(value, axes=("embed", "mlp"))`); stacked layers put "layers" in front. The
-mesh has the axes `data` (copies of the parameters, the batch split), `fsdp` (parameters and the batch split) and
-`tensor` (heads, MLP and vocabulary split). Meshes are of `AxisType.Auto`: the compiler places what is
-not constrained here.
+mesh has the axes `data` (copies of the parameters, the batch split), `fsdp` (parameters and the batch split), `context`
+(each row split along its sequence; attention gathers keys and values) and `tensor` (heads, MLP and vocabulary split).
+Meshes are of `AxisType.Auto`: the compiler places what is not constrained here. Over several TPU slices `data` counts
+the slices first, so that what crosses the slow network is one reduction of gradients.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from models.config import ModelConfig
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "tensor")
 MeshAxes = str | tuple[str, ...] | None
 
 # The one table. A dim whose name is not here is refused; None means that every device holds the whole dim.
 RULES: Mapping[str, MeshAxes] = {
     "batch": ("data", "fsdp"),
+    "sequence": "context",
     "layers": None,
     "embed": "fsdp",
     "vocab": "tensor",
@@ -31,6 +34,8 @@ RULES: Mapping[str, MeshAxes] = {
     "mlp": "tensor",
     "norm": None,
     "positions": None,
+    "adapters": None,
+    "rank": None,
 }
 
 
@@ -40,28 +45,33 @@ class MeshConfig:
 
     data: int = 1
     fsdp: int = 1
+    context: int = 1
     tensor: int = 1
 
     def __post_init__(self) -> None:
-        sizes = (self.data, self.fsdp, self.tensor)
+        sizes = astuple(self)
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise ValueError(
-                f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor}: "
-                "each axis must be 1 or more, and at most one may be -1 (the devices that are left)"
+                f"mesh {described(sizes)}: each axis must be 1 or more, and at most one may be -1 (the devices that "
+                "are left)"
             )
 
-    def shape(self, num_devices: int) -> tuple[int, int, int]:
-        """Sizes of (data, fsdp, tensor) with -1 resolved on `num_devices` devices."""
-        sizes = [self.data, self.fsdp, self.tensor]
+    def shape(self, num_devices: int) -> tuple[int, int, int, int]:
+        """Sizes of (data, fsdp, context, tensor) with -1 resolved on `num_devices` devices."""
+        sizes = list(astuple(self))
         if -1 in sizes:
             rest = -int(np.prod(sizes))
             if num_devices % rest:
                 raise ValueError(
-                    f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor} cannot be filled: "
-                    f"{num_devices} devices are not a multiple of {rest}"
+                    f"mesh {described(sizes)} cannot be filled: {num_devices} devices are not a multiple of {rest}"
                 )
             sizes[sizes.index(-1)] = num_devices // rest
-        return sizes[0], sizes[1], sizes[2]
+        return sizes[0], sizes[1], sizes[2], sizes[3]
+
+
+def described(sizes: Sequence[int]) -> str:
+    """`data=2 fsdp=8 tensor=1` for messages; a `context` of 1 is not mentioned."""
+    return " ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes) if name != "context" or size != 1)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -71,21 +81,28 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     needed = int(np.prod(shape))
     if needed > len(devices) or (needed < len(devices) and jax.process_count() > 1):
         raise ValueError(
-            f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]} needs {needed} devices, "
-            f"{len(devices)} {devices[0].platform} devices are here: set mesh.data, mesh.fsdp or mesh.tensor"
+            f"mesh {described(shape)} needs {needed} devices, {len(devices)} {devices[0].platform} devices are here: "
+            "set mesh.data, mesh.fsdp or mesh.tensor"
         )
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
+    devices, kinds = devices[:needed], (AxisType.Auto,) * len(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices)
+    if shape[0] % slices:
+        raise ValueError(
+            f"mesh {described(shape)} on {slices} slices: mesh.data must be a multiple of {slices}, because only the "
+            "data axis may cross the network between slices"
+        )
+    within, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
+    return Mesh(create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=kinds)
 
 
 def abstract_mesh(config: MeshConfig, num_devices: int) -> AbstractMesh:
     """A mesh of `num_devices` devices that do not exist, for shapes and shardings alone."""
     shape = config.shape(num_devices)
     if int(np.prod(shape)) != num_devices:
-        raise ValueError(
-            f"mesh data={shape[0]} fsdp={shape[1]} tensor={shape[2]} is {int(np.prod(shape))} devices, "
-            f"expected {num_devices}"
-        )
-    return AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+        raise ValueError(f"mesh {described(shape)} is {int(np.prod(shape))} devices, expected {num_devices}")
+    return AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def partition_spec(
@@ -146,6 +163,8 @@ def param_shardings(params: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, 
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         shape = leaf.get_value().shape
         spec = partition_spec(logical_axes(leaf), rules, where=name)
+        if leaf.get_metadata().get("optional"):  # small beside the array that it belongs to: whole where it must be
+            spec = PartitionSpec(*[e if n % mesh_size(mesh, e) == 0 else None for n, e in zip(shape, spec)])
         for dim, size, entry in zip(range(len(shape)), shape, spec):
             if size % mesh_size(mesh, entry):
                 raise ValueError(
@@ -158,12 +177,14 @@ def param_shardings(params: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, 
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh, rules: Mapping[str, MeshAxes] = RULES) -> NamedSharding:
-    """Sharding of a [B, T] batch: rows over the data axes."""
-    return NamedSharding(mesh, PartitionSpec(rules["batch"], None))
+    """Sharding of a [B, T] batch: rows over the data axes, the sequence over `context`."""
+    return NamedSharding(mesh, partition_spec(("batch", "sequence"), rules))
 
 
-def check_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh, batch_size: int | None = None) -> None:
-    """Refuses, with one line, a mesh that does not divide the heads, the MLP, the vocabulary or the batch.
+def check_mesh(
+    config: ModelConfig, mesh: Mesh | AbstractMesh, batch_size: int | None = None, seq_len: int | None = None
+) -> None:
+    """Refuses, with one line, a mesh that does not divide the heads, the MLP, the vocabulary, the batch or the sequence.
 
     Args:
       batch_size: rows of one forward pass over the whole mesh (the global batch divided by accumulation steps).
@@ -177,6 +198,8 @@ def check_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh, batch_size: int |
             )
     if config.embed_dim % fsdp:
         raise ValueError(f"mesh.fsdp={fsdp} does not divide model.embed_dim={config.embed_dim}")
+    if seq_len is not None and seq_len % mesh.shape["context"]:
+        raise ValueError(f"mesh.context={mesh.shape['context']} does not divide loader.seq_len={seq_len}")
     rows = mesh_size(mesh, RULES["batch"])
     if batch_size is not None and batch_size % rows:
         raise ValueError(

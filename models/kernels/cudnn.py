@@ -31,6 +31,8 @@ def obstacle(shape: "AttentionShape", backend: str) -> str | None:
     """What both ways need, or None."""
     if backend != "gpu":
         return f"cuDNN runs on CUDA, and this is a {backend}"
+    if shape.context > 1:
+        return "cuDNN's causal mask begins at the first key, and a context mesh has queries that begin later"
     if shape.cached:
         return "cuDNN's training kernel needs queries and keys of the same tokens, and these keys come from a cache"
     if shape.softcap is not None:

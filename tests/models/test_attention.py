@@ -101,6 +101,22 @@ def test_splash_on_a_mesh_equals_splash_alone():
         np.testing.assert_allclose(jax.jit(run)(q, k, v), alone, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("kernel", ["dense", "blockwise", "splash"])
+def test_a_sequence_that_is_split_over_devices_gives_what_one_device_gives(kernel: str, window: int | None):
+    q, k, v, upstream = inputs(length=256)
+    segments = jnp.array(np.concatenate([SEGMENTS, SEGMENTS[::-1] + 2], axis=1))
+
+    def loss(q, k, v):
+        out = attention(q, k, v, segment_ids_BT=segments, scale=0.25, kernel=kernel, window=window)
+        return jnp.vdot(out, upstream), out
+
+    alone = value_and_gradients(loss, q, k, v)
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, context=2, tensor=2))):
+        for ours, reference in zip(value_and_gradients(loss, q, k, v), alone):
+            np.testing.assert_allclose(ours, reference, atol=2e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kernel", ["dense", "blockwise"])
 def test_padding_gives_no_nan_in_values_or_gradients(kernel: str):
     q, k, v, upstream = inputs(length=64)

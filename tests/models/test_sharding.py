@@ -29,7 +29,7 @@ def test_parameters_lie_as_the_rules_say_and_do_not_depend_on_the_mesh():
     values = {}
     for mesh_config in (MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)):
         mesh = make_mesh(mesh_config)
-        assert mesh.axis_types == (AxisType.Auto,) * 3
+        assert mesh.axis_types == (AxisType.Auto,) * len(mesh.shape)
         model = create_model(CONFIG, mesh, seed=3)
         up = model.layers.mlp.up.kernel.get_value()
         assert up.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor")), 3)

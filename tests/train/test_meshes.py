@@ -16,6 +16,7 @@ MESHES = {
     "tensor=8": MeshConfig(tensor=8),
     "fsdp=4 tensor=2": MeshConfig(fsdp=4, tensor=2),
     "data=2 fsdp=2 tensor=2": MeshConfig(data=2, fsdp=2, tensor=2),
+    "fsdp=2 context=2 tensor=2": MeshConfig(fsdp=2, context=2, tensor=2),
 }
 
 
