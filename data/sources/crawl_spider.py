@@ -6,7 +6,6 @@ seen URLs, redirects, retries) is kept in the frontier instead, which survives a
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ class Crawl:
 
     def __init__(self, config: CrawlConfig) -> None:
         self.config, self.scope = config, Scope(config)
+        seeds = [self._seed(seed) for seed in config.seeds]
         folder = Path(config.folder)
         self.frontier = Frontier(folder / "frontier.sqlite")
         self.archive = ArchiveWriter(folder / "warc", self.frontier.archive(), config.user_agent)
@@ -42,18 +42,19 @@ class Crawl:
         self.spider: Any = None  # set when Scrapy makes it
         counts = self.frontier.counts()
         self.pages, self.bytes = counts["pages"], counts["bytes"]
-        self.started = time.monotonic()
-        for seed in config.seeds:
-            url = canonical(seed)
-            if url is None:
-                raise ValueError(f"seed {seed!r} is no address that can be fetched")
-            if self.scope.address_refused(url):
-                raise ValueError(f"seed {seed!r} is a private or loopback address: name it in allow_hosts to crawl it")
-            root = url.split("/", 3)
-            base = "/".join(root[:3])
+        for url in seeds:
+            base = "/".join(url.split("/", 3)[:3])
             self.frontier.add(f"{base}/robots.txt", kind="robots")
             self.frontier.add(f"{base}/sitemap.xml", kind="sitemap")
             self.frontier.add(url)
+
+    def _seed(self, seed: str) -> str:
+        url = canonical(seed)
+        if url is None:
+            raise ValueError(f"seed {seed!r} is no address that can be fetched")
+        if self.scope.address_refused(url):
+            raise ValueError(f"seed {seed!r} is a private or loopback address: name it in allow_hosts to crawl it")
+        return url
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Crawl:
         return self  # Scrapy copies its settings; this is the one that all of them share

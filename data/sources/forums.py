@@ -20,6 +20,7 @@ from data.sources.base import FileSource
 from data.sources.dialogue import MAX_TURNS, Turn, check_form, form_meta, turns_text
 from data.sources.grouping import Groups
 from data.sources.html_text import html_to_text
+from data.sources.jsonl import as_list
 from data.sources.text_files import read_whole
 
 QUOTED = re.compile(r"^(?:>.*|On .{5,200} wrote:|-----\s*Original Message\s*-----.*)$")
@@ -39,7 +40,7 @@ class DiscourseSource(FileSource):
     files_per_shard: ClassVar[int] = 64
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
-        *(f"data.sources.{name}" for name in ("forums", "dialogue", "html_text")),
+        *(f"data.sources.{name}" for name in ("forums", "dialogue", "html_text", "jsonl")),
     )
     libraries: ClassVar[tuple[str, ...]] = ("lxml",)
 
@@ -79,7 +80,7 @@ class DiscourseSource(FileSource):
             turns_text(turns, title),
             title=title,
             date=topic.get("created_at"),
-            tags=[str(tag.get("name") if isinstance(tag, dict) else tag) for tag in topic.get("tags") or ()],
+            tags=[str(tag.get("name") if isinstance(tag, dict) else tag) for tag in as_list(topic.get("tags"))],
             topic=topic.get("id"),
             records=len(turns),
             group=f"discourse:{topic.get('id') or shard['key']}",

@@ -28,6 +28,16 @@ def lookup(record: Any, path: str) -> Any:
     return record
 
 
+def as_dict(value: Any) -> dict[str, Any]:
+    """The value where it is an object, else an empty one: JSON from outside has any type anywhere."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """The value where it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def parse_object(line: bytes) -> tuple[dict[str, Any] | None, str]:
     """A line's JSON object, or (None, reason)."""
     try:

@@ -75,19 +75,21 @@ class ParquetSource(FileSource):
         first, row = shard.get("first", 0), shard.get("row", 0)
         for group in range(first, first + shard.get("groups", table.metadata.num_row_groups)):
             end = row + table.metadata.row_group(group).num_rows
+            reason, value = "corrupt_rows", "fewer rows than the footer says"
             try:
                 self._check_cost(table.metadata.row_group(group), stream, columns)
                 for batch in table.iter_batches(self.batch_rows, row_groups=[group], columns=columns):
-                    for values in batch.to_pylist():
+                    for values in batch.to_pylist()[: end - row]:
                         yield self._document(shard, row, values)
                         row += 1
             except (OSError, UnicodeDecodeError, ValueError) as error:
                 if getattr(error, "errno", None) is not None:
                     raise
-                reason = "expands_too_far" if isinstance(error, BombError) else "corrupt_rows"
-                while row < end:  # what cannot be read of a row group is every row behind the fault
-                    yield self.drop(shard, row, reason, value=str(error).split("\n")[0])
-                    row += 1
+                reason = "expands_too_far" if isinstance(error, BombError) else reason
+                value = str(error).split("\n")[0]
+            while row < end:  # what cannot be read of a row group is every row behind the fault
+                yield self.drop(shard, row, reason, value=value)
+                row += 1
 
     def _check_cost(self, group: Any, stream: Any, columns: Sequence[str]) -> None:
         """BombError where a column of this row group would take the memory: pages are decompressed whole."""

@@ -31,7 +31,8 @@ def licence_of(row: Mapping[str, str]) -> str:
     """The row's own licence, or the one in force on its date, as an SPDX name."""
     if own := row.get("ContentLicense"):
         return own.replace("CC BY-SA ", "CC-BY-SA-")
-    return next(name for until, name in LICENCE_DATES if row.get("CreationDate", "0") < until)
+    date = row.get("CreationDate", "0")
+    return next((name for until, name in LICENCE_DATES if date < until), LICENCE_DATES[-1][1])
 
 
 def _score(row: Mapping[str, str]) -> int:

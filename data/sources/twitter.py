@@ -17,6 +17,7 @@ from data.sources import files
 from data.sources.base import FileSource
 from data.sources.dialogue import MAX_TURNS, Turn, check_form, form_meta, turns_text, walk_tree
 from data.sources.grouping import Groups
+from data.sources.jsonl import as_dict, as_list
 from data.sources.text_files import read_whole
 
 ARCHIVE_HEAD = re.compile(rb"\s*window\.YTD\.[A-Za-z0-9_.]{1,80}\s*=\s*")
@@ -29,20 +30,20 @@ def normal_post(record: Mapping[str, Any], users: Mapping[str, str]) -> dict[str
 
     users: v2 keeps names apart from posts; author id -> name.
     """
-    record = _dict(record.get("tweet")) or record
+    record = as_dict(record.get("tweet")) or record
     identifier = record.get("id_str") or record.get("id")
     text = _full_text(record)
     if identifier is None or text is None:
         return None
-    user = _dict(record.get("user"))
+    user = as_dict(record.get("user"))
     author = str(record.get("author_id") or user.get("id_str") or "")
     references = {
         item.get("type"): str(item.get("id"))
-        for item in record.get("referenced_tweets") or ()
+        for item in as_list(record.get("referenced_tweets"))
         if isinstance(item, dict) and item.get("id")
     }
     parent = record.get("in_reply_to_status_id_str") or references.get("replied_to")
-    metrics = _dict(record.get("public_metrics"))
+    metrics = as_dict(record.get("public_metrics"))
     likes = record.get("favorite_count", metrics.get("like_count", 0))
     return {
         "id": str(identifier),
@@ -57,10 +58,6 @@ def normal_post(record: Mapping[str, Any], users: Mapping[str, str]) -> dict[str
     }
 
 
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def _full_text(record: Mapping[str, Any]) -> str | None:
     extended, note = record.get("extended_tweet"), record.get("note_tweet")
     for holder in (note, extended, record):
@@ -73,8 +70,7 @@ def _full_text(record: Mapping[str, Any]) -> str | None:
 
 def clean_post(text: str, entities: Any) -> str:
     """Entities resolved: shortened links become what they stand for, media links go."""
-    urls = entities.get("urls") if isinstance(entities, dict) else None
-    for item in urls if isinstance(urls, list) else ():
+    for item in as_list(as_dict(entities).get("urls")):
         if isinstance(item, dict) and isinstance(item.get("url"), str) and isinstance(item.get("expanded_url"), str):
             text = text.replace(item["url"], item["expanded_url"])
     return html.unescape(LINK.sub("", text)).strip()
@@ -95,7 +91,7 @@ class TwitterSource(FileSource):
     suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl", ".ndjson", ".js")
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
-        *(f"data.sources.{name}" for name in ("twitter", "dialogue", "grouping")),
+        *(f"data.sources.{name}" for name in ("twitter", "dialogue", "grouping", "jsonl")),
     )
 
     def __post_init__(self) -> None:
@@ -141,14 +137,14 @@ class TwitterSource(FileSource):
 
     def _put(self, shard: Mapping[str, Any], where: Any, record: dict[str, Any], groups: Groups) -> Iterator[Dropped]:
         """Keep the posts of one JSON value: a post, or a v2 page {"data", "includes"}."""
-        included = _dict(record.get("includes"))
+        included = as_dict(record.get("includes"))
         users = {
             str(user.get("id")): str(user.get("username"))
-            for user in included.get("users") or ()
+            for user in as_list(included.get("users"))
             if isinstance(user, dict) and user.get("username")
         }
         data = record.get("data", record)
-        posts = [*(data if isinstance(data, list) else [data]), *(included.get("tweets") or ())]
+        posts = [*(data if isinstance(data, list) else [data]), *as_list(included.get("tweets"))]
         for number, post in enumerate(posts):
             place = where if number == 0 else f"{where}.{number}"
             retweeted = post.get("retweeted_status") if isinstance(post, dict) else None

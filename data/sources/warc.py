@@ -9,6 +9,7 @@ not decode costs that record: reading goes on at the next member.
 from __future__ import annotations
 
 import io
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ HTML_TYPES = ("text/html", "application/xhtml+xml", "application/vnd.wap.xhtml+x
 GZIP_MAGIC = b"\x1f\x8b\x08"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 PLAIN_MAGIC = b"\r\n\r\nWARC/1."
+MAGICS = [GZIP_MAGIC, ZSTD_MAGIC, PLAIN_MAGIC]
 MAX_HEADER_BYTES = 1 << 16
 MAX_FAULTS = 1000  # broken spots in one file before the rest is given up
 SWALLOWED = PLAIN_MAGIC  # a record header inside a block: the length field was wrong
@@ -113,31 +115,31 @@ def _read_record(record: WarcRecord, limit: int) -> Record:
 def find_next(raw: BinaryIO, start: int, kind: bytes) -> int | None:
     """Where the next record begins at or after `start`: a gzip member or zstd frame that opens with WARC, or a header.
 
-    kind: the first four bytes of the file. None at the end.
+    kind: the first four bytes of the file, which may be damaged themselves: then any of the three counts. None at the
+    end.
     """
-    magic = GZIP_MAGIC if kind.startswith(GZIP_MAGIC) else ZSTD_MAGIC if kind == ZSTD_MAGIC else PLAIN_MAGIC
+    known = [magic for magic in MAGICS if kind.startswith(magic[:3])] or ([PLAIN_MAGIC] if kind == b"WARC" else MAGICS)
+    pattern = re.compile(b"|".join(map(re.escape, known)))
     raw.seek(start)
     base, buffer = start, b""
     while chunk := raw.read(files.BUFFER):
         buffer += chunk
-        at = buffer.find(magic)
-        while at >= 0:
-            if _starts_record(raw, base + at, magic):
-                return base + at + (4 if magic is PLAIN_MAGIC else 0)
-            at = buffer.find(magic, at + 1)
+        for found in pattern.finditer(buffer):
+            if _starts_record(raw, base + found.start(), found.group()):
+                return base + found.start() + (4 if found.group() == PLAIN_MAGIC else 0)
         raw.seek(base + len(buffer))
-        keep = max(len(buffer) - (len(magic) - 1), 0)
+        keep = max(len(buffer) - (len(PLAIN_MAGIC) - 1), 0)
         base, buffer = base + keep, buffer[keep:]
     return None
 
 
 def _starts_record(raw: BinaryIO, position: int, magic: bytes) -> bool:
-    if magic is PLAIN_MAGIC:
+    if magic == PLAIN_MAGIC:
         return True
     raw.seek(position)
-    head = raw.read(1 << 16 if magic is ZSTD_MAGIC else 4096)
+    head = raw.read(1 << 16 if magic == ZSTD_MAGIC else 4096)
     try:
-        if magic is GZIP_MAGIC:
+        if magic == GZIP_MAGIC:
             return zlib.decompressobj(31).decompress(head, 16).startswith(b"WARC/")
         return zstandard.ZstdDecompressor().stream_reader(head).read(16).startswith(b"WARC/")
     except (zlib.error, zstandard.ZstdError):

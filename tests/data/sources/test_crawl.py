@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 
 from data.sources.crawl_archive import ArchiveWriter
 from data.sources.crawl_config import CrawlConfig
-from data.sources.crawl_frontier import Frontier
+from data.sources.crawl_frontier import Frontier, Task
 from data.sources.crawl_links import links_of, sitemap_links
 from data.sources.crawl_urls import Scope, canonical, private, trap
 from data.sources.extract import ExtractConfig
@@ -52,12 +52,12 @@ class Site:
             )
         if path == "/map.xml":
             base = f"http://{handler.headers['Host']}"
-            locations = f"<url><loc>{base}/from-sitemap</loc></url><url><loc>{base}/feed-page</loc></url>"
-            body = f'<urlset xmlns="x">{locations}</urlset>'
+            body = f'<urlset xmlns="x"><url><loc>{base}/from-sitemap</loc></url></urlset>'
             return reply(handler, body.encode(), kind="application/xml")
         if path == "/":
             links = "".join(f'<a href="/page/{i}">p</a>' for i in range(self.pages))
             more = (
+                '<link rel="alternate" type="application/rss+xml" href="/feed">'
                 '<a href="/secret/1">s</a><a href="/loop/a">l</a><a href="/missing">m</a>'
                 '<a href="/slow">w</a><a href="/huge">h</a>'
                 '<a href="/calendar/2024-01">c</a><a href="/deep/x">d</a><a href="/file.zip">z</a>'
@@ -88,7 +88,10 @@ class Site:
             return reply(handler, f'<a href="{path}/x">deeper</a><a href="{path}?a={time.time()}">again</a>'.encode())
         if path == "/busy":
             return reply(handler, b"no", status=503) if self.hits[path] < 2 else reply(handler, b"<p>now</p>")
-        if path in ("/from-sitemap", "/feed-page"):
+        if path == "/feed":
+            item = f"<item><link>http://{handler.headers['Host']}/from-feed</link></item>"
+            return reply(handler, f"<rss><channel>{item}</channel></rss>".encode(), kind="application/rss+xml")
+        if path in ("/from-sitemap", "/from-feed"):
             return reply(handler, f"<html><p>{WORDS}</p></html>".encode())
         return reply(handler, b"not here", status=404)
 
@@ -129,6 +132,7 @@ def test_it_obeys_robots_and_survives_what_servers_do(tmp_path: Path) -> None:
     assert process.returncode == 0, output
     found = stored(tmp_path)
     assert all(found[f"/page/{i}"] == 1 for i in range(10)) and found["/from-sitemap"] == 1, output
+    assert found["/from-feed"] == 1 and site.hits["/feed"] == 1, output
     assert not any(path.startswith("/secret") for path in site.hits) and site.hits["/nofollow"] == 0
     assert site.hits["/loop/a"] == 1 and site.hits["/loop/b"] == 1 and found["/missing"] == 1
     assert site.hits["/slow"] == 2 and "timeout" in output and site.hits["/file.zip"] == 0
@@ -146,7 +150,7 @@ def test_after_kill_9_nothing_is_missed_and_only_flights_are_repeated(tmp_path: 
     site = Site(40, page_seconds=0.1)
     deny = ("/deep", "/calendar", "/slow", "/huge", "/busy", "/loop")
     with serve(site) as address:
-        for _ in range(2):
+        for stop in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
             process = start(tmp_path, address, concurrency_per_host=3, deny=deny)
             before = len([path for path in site.hits if path.startswith("/page")])
             deadline = time.monotonic() + 60
@@ -154,17 +158,17 @@ def test_after_kill_9_nothing_is_missed_and_only_flights_are_repeated(tmp_path: 
                 len([p for p in list(site.hits) if p.startswith("/page")]) < before + 8 and time.monotonic() < deadline
             ):
                 time.sleep(0.02)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
+            process.send_signal(stop)
+            output = process.communicate(timeout=60)[0].decode()
+            assert (process.returncode == -signal.SIGKILL) == (stop == signal.SIGKILL), output
+        assert "queued in out" in output  # Ctrl-C: what is in flight is stored, then the counts so far
         process = start(tmp_path, address, concurrency_per_host=3, deny=deny)
         output = process.communicate(timeout=100)[0].decode()
     assert process.returncode == 0, output
     found = stored(tmp_path)
     assert all(found[f"/page/{i}"] == 1 for i in range(40)), output  # each once: neither missed nor stored twice
     repeated = sum(count - 1 for path, count in site.hits.items() if path.startswith("/page"))
-    assert repeated <= 2 * 3
+    assert repeated <= 2 * 3  # three in flight at each of two kills; Ctrl-C repeats nothing
 
 
 def test_crawl_delay_and_page_limit(tmp_path: Path) -> None:
@@ -185,7 +189,42 @@ def test_crawl_delay_and_page_limit(tmp_path: Path) -> None:
     assert all(later - earlier > 0.3 for earlier, later in pairwise(times)) and len(times) >= 2
 
 
+def test_limits_of_bytes_and_depth_and_tries_that_a_kill_cost(tmp_path: Path) -> None:
+    from scrapy.http import HtmlResponse
+
+    from data.sources.crawl_spider import Crawl, CrawlSpider
+
+    config = CrawlConfig(
+        folder=str(tmp_path), seeds=("https://a.example/",), user_agent="b (m@u.edu)", max_bytes=1000, max_depth=1
+    )
+    crawl = Crawl(config)
+    assert not crawl.full() and crawl.frontier.has_queued()
+    order = [crawl.frontier.take(9) for _ in range(4)]
+    assert [task.url if task else None for task in order] == [
+        "https://a.example/robots.txt",
+        "https://a.example/sitemap.xml",
+        "https://a.example/",
+        None,
+    ]
+    file, length = crawl.archive.write("https://a.example/", 200, [], b"x" * 1000, "")
+    crawl.frontier.done("https://a.example/", 1000, file, length, [{"url": "https://a.example/1", "depth": 1}])
+    crawl.close()
+    crawl = Crawl(config)
+    assert crawl.full()  # the bytes of the crawl before count
+    task = crawl.frontier.take(9)
+    assert task is not None and task.kind == "robots" and task.attempts == 0  # the kill's try does not
+    page = Task("https://a.example/1", "page", 1, 0, 0)
+    spider = CrawlSpider()
+    spider.crawl = crawl
+    for depth, found in ((0, 1), (1, 0)):
+        response = HtmlResponse(page.url, body=b"<a href='/2'>2</a>", headers={"Content-Type": "text/html"})
+        assert len(spider._found(replace(page, depth=depth), response, {"content-type": "text/html"})) == found
+    crawl.close()
+
+
 def test_bad_configs_are_one_line(tmp_path: Path) -> None:
+    from data.sources.crawl_spider import Crawl
+
     good = {"folder": "x", "seeds": ("https://a.example/",), "user_agent": "bot (me@uni.edu)"}
     assert CrawlConfig(**good)  # type: ignore[arg-type]
     for name, value, message in (
@@ -197,9 +236,10 @@ def test_bad_configs_are_one_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             CrawlConfig(**{**good, name: value})  # type: ignore[arg-type]
-    process = start(tmp_path, "http://127.0.0.1:1", allow_hosts_=())
-    output = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 1 or "error" in output.lower()
+    for seed in ("http://127.0.0.1:1", "http://localhost/", "https://0x7f.1/"):
+        config = CrawlConfig(**{**good, "folder": str(tmp_path), "seeds": (seed,)})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="private or loopback"):
+            Crawl(config)
 
 
 def test_urls_have_one_form_and_traps_are_seen() -> None:
@@ -279,4 +319,3 @@ def test_the_frontier_commits_pages_with_their_archive(tmp_path: Path) -> None:
     ArchiveWriter(tmp_path / "warc", frontier.archive(), "bot").close()
     assert (tmp_path / "warc" / file).stat().st_size == length and frontier.counts()["queued"] == 1
     frontier.close()
-    assert socket.gethostname()

@@ -1,18 +1,29 @@
-"""Every reader on thousands of mutated real files: no crash, no hang, and the books balance."""
+"""Every reader on thousands of mutated real files: no crash, no hang, and the books balance.
+
+Wounds are of two kinds: of the bytes, and of the structure (a number where a list was, an element moved), which a
+parser accepts and which so reach the code behind it.
+"""
 
 from __future__ import annotations
 
+import copy
+import csv
 import gzip
+import io
 import json
 import os
 import random
+import re
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastwarc.warc import WarcRecord, WarcRecordType
+from lxml import etree
 
 from data.document import Document, Dropped
 from data.sources.array_records import ArrayRecordSource
@@ -39,6 +50,7 @@ from data.sources.warc import WarcSource
 from tests.data.sources import test_book_and_dialogue_sources as samples
 from tests.data.sources.test_disk_sources import ROWS, WIKI
 
+SLOW = ("arxiv", "jats", "stack_exchange", "text")  # readers whose real file takes a tenth of a second
 SECONDS = 5.0  # for one mutated file, on a busy machine
 LIMITS = ReadLimits(max_record_bytes=4 << 20, expansion_grace=8 << 20)
 
@@ -70,6 +82,81 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
                 (b"<row ", b"\r\n\r\nWARC/1.0\r\n", b'"', b"\\begin{", b"<!ENTITY x SYSTEM 'file:///etc/passwd'>")
             )
     return bytes(out)
+
+
+STRANGE: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    1e308,
+    10**30,
+    "",
+    "9" * 400,
+    "\ud800",
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    [None, 7, "x"],
+)
+
+
+def confuse(value: Any, rng: random.Random) -> Any:
+    """A JSON value with one node, chosen at random, of another type."""
+    if not value or not isinstance(value, dict | list) or rng.random() < 0.15:
+        return rng.choice(STRANGE)
+    if isinstance(value, dict):
+        name = rng.choice(list(value))
+        return {**value, name: confuse(value[name], rng)}
+    place = rng.randrange(len(value))
+    return [*value[:place], confuse(value[place], rng), *value[place + 1 :]]
+
+
+def confuse_json(data: bytes, rng: random.Random) -> bytes:
+    """One object, or one to four of its lines, with a node of another type; well-formed JSON all the same."""
+    lines = data.splitlines(keepends=True)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(lines))
+        lines[at] = json.dumps(confuse(json.loads(lines[at]), rng)).encode() + b"\n"
+    return b"".join(lines)
+
+
+def confuse_xml(data: bytes, rng: random.Random) -> bytes:
+    """Elements lost, doubled, emptied, renamed or moved into others, attributes strange; well-formed all the same."""
+    root = etree.fromstring(data, etree.XMLParser(resolve_entities=False, load_dtd=False, huge_tree=True))
+    for _ in range(rng.randint(1, 8)):
+        elements = [element for element in root.iter() if isinstance(element.tag, str)][1:]
+        if not elements:
+            break
+        element, other = rng.choice(elements), rng.choice(elements)
+        parent, kind = element.getparent(), rng.randrange(6)
+        if kind == 0 and parent is not None:
+            parent.remove(element)
+        elif kind == 1 and parent is not None:
+            parent.append(copy.deepcopy(element))
+        elif kind == 2:
+            element.clear()
+        elif kind == 3:
+            element.tag = rng.choice((other.tag, "x", "p", "sec", "table", "text"))
+        elif kind == 4 and element not in other.iterancestors() and element is not other:
+            other.insert(0, element)
+        else:
+            for name in list(element.attrib) or ["id"]:
+                element.set(name, rng.choice(("", "-1", "9" * 40, "../../x", "1")))
+    return etree.tostring(root)
+
+
+def confuse_rows(data: bytes, rng: random.Random) -> bytes:
+    """Attributes of Stack Exchange rows lost and made strange."""
+    lines = data.split(b"\n")
+    for _ in range(rng.randint(1, 40)):
+        at = rng.randrange(len(lines))
+        found = list(re.finditer(rb' (\w+)="([^"]*)"', lines[at]))
+        if found:
+            hit = rng.choice(found)
+            new = rng.choice((b"", b' %s=""' % hit[1], b' %s="-7"' % hit[1], b' %s="x"' % hit[1], b' Id="1"'))
+            lines[at] = lines[at][: hit.start()] + new + lines[at][hit.end() :]
+    return b"\n".join(lines)
 
 
 def array_records(folder: Path) -> bytes:
@@ -129,6 +216,44 @@ REAL: dict[str, tuple[str, str, Callable[[str], Any]]] = {  # reader -> real fil
     "gutenberg": ("gutenberg/11.txt", "x.txt", of(GutenbergSource)),
     "text": ("text/wikitext2-valid.txt", "x.txt", of(TextFolder)),
 }  # fmt: skip
+ENTITIES = {"urls": [{"url": "https://t.co/x", "expanded_url": "https://a.example/"}]}
+TWEETS = {
+    "data": [{"id": str(i), "text": "x https://t.co/x", "author_id": "7", "conversation_id": "1", "lang": "en",
+              "entities": ENTITIES, "public_metrics": {"like_count": 3}, "created_at": "2024-01-01",
+              "referenced_tweets": [{"type": "replied_to", "id": str(i - 1)}]} for i in range(1, 6)],
+    "includes": {"users": [{"id": "7", "username": "ann"}], "tweets": [{"id": "0", "text": "first"}]},
+}  # fmt: skip
+USER = {"screen_name": "ann", "id_str": "7"}
+RETWEET = {"id_str": "90", "text": "RT", "user": USER,
+           "retweeted_status": {"id_str": "91", "full_text": "y", "user": USER, "entities": ENTITIES}}  # fmt: skip
+NOTE = {"id_str": "92", "text": "a", "note_tweet": {"text": "long"}, "extended_tweet": {"full_text": "b"},
+        "in_reply_to_status_id_str": "91", "favorite_count": 4, "user": USER}  # fmt: skip
+POST = {"id": 1, "username": "ann", "cooked": "<p>x</p>", "like_count": 2, "post_type": 1, "hidden": False}
+TOPIC = {
+    "id": 5,
+    "title": "T",
+    "tags": ["a", {"name": "b"}],
+    "created_at": "2024",
+    "post_stream": {"posts": [POST] * 5},
+}
+CELL = {"cell_type": "code", "source": ["a", "b"], "level": 2}
+NOTEBOOK = {"metadata": {"language_info": {"name": "julia"}, "kernelspec": {"language": "R"}}, "cells": [CELL] * 4}
+OLD_NOTEBOOK = {"worksheets": [{"cells": [{"cell_type": "heading", "level": 2, "input": "T"}, CELL]}]}
+PAGE = {"Head": {"Title": "T", "Metas": [{"name": "description", "content": "c"}]}, "Links": [{"url": "/a"}]}
+
+
+def wat(folder: Path, page: Any = PAGE) -> bytes:
+    """Two WAT records, each its own gzip member."""
+    record = WarcRecord()
+    record.init_headers(WarcRecordType.metadata)
+    record.headers["WARC-Target-URI"], record.headers["Content-Type"] = "https://a.example/", "application/json"
+    metadata = {"HTTP-Response-Metadata": {"HTML-Metadata": page}}
+    record.set_bytes_content(json.dumps({"Envelope": {"Payload-Metadata": metadata}}).encode())
+    stream = io.BytesIO()
+    record.write(stream)
+    return gzip.compress(stream.getvalue()) * 2
+
+
 MADE: dict[str, tuple[Callable[[Path], bytes], str, Callable[[str], Any]]] = {
     "jsonl": (lambda f: ndjson(ROWS[:100]), "x.jsonl", of(JsonlSource)),
     "jsonl_gz": (lambda f: gzip.compress(ndjson(ROWS[:100])), "x.jsonl.gz", of(JsonlSource)),
@@ -140,16 +265,121 @@ MADE: dict[str, tuple[Callable[[Path], bytes], str, Callable[[str], Any]]] = {
     "twitter": (lambda f: ndjson([{"id": i, "text": "x", "in_reply_to_status_id_str": i // 2} for i in range(1, 40)]),
                 "x.json", of(TwitterSource)),
     "mbox": (lambda f: samples.MBOX * 5, "x.mbox", of(MboxSource)),
-    "discourse": (lambda f: json.dumps({"post_stream": {"posts": [{"cooked": "<p>x</p>"}] * 9}}).encode(), "x.json",
-                  of(DiscourseSource)),
-    "notebook": (lambda f: json.dumps({"cells": [{"cell_type": "code", "source": ["a", "b"]}] * 9}).encode(), "x.ipynb",
-                 of(NotebookFolder)),
+    "twitter_pages": (lambda f: ndjson([TWEETS, RETWEET, NOTE] * 5), "x.json", of(TwitterSource)),
+    "discourse": (lambda f: json.dumps(TOPIC).encode(), "x.json", of(DiscourseSource)),
+    "notebook": (lambda f: json.dumps(NOTEBOOK).encode(), "x.ipynb", of(NotebookFolder)),
+    "notebook_3": (lambda f: json.dumps(OLD_NOTEBOOK).encode(), "x.ipynb", of(NotebookFolder)),
+    "wat": (wat, "x.warc.wat.gz", of(PlainWarc)),
 }  # fmt: skip
 
 
+# How many records a file holds, counted without the reader; None where the wounds leave no one answer.
+
+
+def blocks(tag: str) -> Callable[[bytes], int]:
+    """Elements of a name, the last of which may never end."""
+    pattern = re.compile(rf"<{tag}(?=[\s>/]).*?(?:</{tag}>|\Z)".encode(), re.S)
+    return lambda data: sum(1 for _ in pattern.finditer(data))
+
+
+def lines_of(data: bytes) -> int:
+    return sum(bool(line.strip()) for line in data.split(b"\n"))
+
+
+def posts_of(data: bytes) -> int:
+    wrapper = re.compile(rb"(\xef\xbb\xbf)?<(\?xml|/?posts)")
+    return sum(bool(line.strip()) and not wrapper.match(line.strip()) for line in data.split(b"\n"))
+
+
+def tweets_of(data: bytes) -> int | None:
+    return None if data.lstrip()[:1] == b"[" else lines_of(data)
+
+
+def messages_of(data: bytes) -> int:
+    """mbox: a From line begins a message at the start and behind an empty line; what stands before the first is one."""
+    count, blank = 0, True
+    for line in data.splitlines(keepends=True) if b"\r" not in data else io.BytesIO(data):
+        count += bool((re.match(rb"From \S.*\d\d:\d\d", line) and blank) or not count)
+        blank = line in (b"\n", b"\r\n")
+    return count
+
+
+def csv_rows(data: bytes) -> int:
+    """Rows behind the header; one where there is no usable header."""
+    lines = (line.decode("utf-8", "replace") for line in io.BytesIO(data))
+    rows, count = csv.reader(lines), 0
+    try:
+        header = next(rows, None) or []
+    except csv.Error:
+        return 1
+    if "text" not in (name.removeprefix("\ufeff") for name in header):
+        return 1
+    while True:
+        try:
+            count += bool(next(rows))
+        except csv.Error:
+            count += 1
+        except StopIteration:
+            return count
+
+
+def parquet_rows(data: bytes) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(io.BytesIO(data))
+    except (pa.ArrowException, OSError):
+        return 1
+    return int(table.metadata.num_rows) if "text" in table.schema_arrow.names else 1
+
+
+def topic_posts(data: bytes) -> int | None:
+    try:
+        posts = json.loads(data)["post_stream"]["posts"]
+    except (ValueError, KeyError, TypeError):
+        return 1
+    return len(posts) or None if isinstance(posts, list) else 1
+
+
+def one(data: bytes) -> int:
+    return 1
+
+
+RECORDS: dict[str, Callable[[bytes], int | None]] = {
+    "stack_exchange": posts_of, "jats": one, "pubmed": blocks("PubmedArticle"), "oai": blocks("record"), "arxiv": one,
+    "gutenberg": one, "text": one, "jsonl": lines_of, "csv": csv_rows, "parquet": parquet_rows, "reddit": lines_of,
+    "mediawiki": blocks("page"), "twitter": tweets_of, "mbox": messages_of, "discourse": topic_posts, "notebook": one,
+    "notebook_3": one,
+}  # fmt: skip
+
+
+def whole_members(data: bytes) -> set[int]:
+    """WARC: offsets of the gzip members that are whole, say their right length, and are of a type that is read."""
+    found = set()
+    for hit in re.finditer(rb"\x1f\x8b\x08", data):
+        try:
+            member = zlib.decompressobj(31)
+            text = member.decompress(data[hit.start() :], 8 << 20)
+        except zlib.error:
+            continue
+        head, _, rest = text.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)\r\ncontent-length: *(\d+)\r\n", head + b"\r\n")
+        kind = re.search(rb"\r\nWARC-Type: (response|conversion|revisit)\r\n", head + b"\r\n")
+        if member.eof and text.startswith(b"WARC/1.") and length and kind and len(rest) == int(length[1]) + 4:
+            found.add(hit.start())
+    return found
+
+
 def check(source: Any) -> tuple[int, int]:
-    """(documents, drops) of one mutated file; every item is sound and can be written."""
-    documents = drops = 0
+    """(documents, drops) of one mutated file, in records; every item is sound and can be written."""
+    kept, dropped, _ = read_all(source)
+    return kept, dropped
+
+
+def read_all(source: Any) -> tuple[int, int, set[Any]]:
+    """(records kept, records dropped, offsets) of a file."""
+    kept, dropped, offsets = 0, 0, set()
     for shard in source.shards():
         for item in source.documents(shard):
             assert isinstance(item, Document | Dropped)
@@ -157,52 +387,71 @@ def check(source: Any) -> tuple[int, int]:
             document.text.encode()
             document.id.encode()
             json.dumps(document.meta, allow_nan=False).encode()
-            documents += isinstance(item, Document)
-            drops += isinstance(item, Dropped)
-    return documents, drops
+            offsets.add(document.meta.get("offset"))
+            if isinstance(item, Document):
+                kept += document.meta.get("records", 1)
+            else:
+                dropped += document.meta.get("records", 1)
+    return kept, dropped, offsets
 
 
-def fuzz(data: bytes, name: str, make: Callable[[str], Any], folder: Path, cases: int, seed: int) -> None:
-    rng, path = random.Random(seed), folder / name
+def fuzz(reader: str, data: bytes, folder: Path, cases: int, seed: int) -> None:
+    """Half of the cases wound the bytes, half the structure where the format has one."""
+    name, make = (REAL.get(reader) or MADE[reader])[1:]
+    rng, path, confuse_it = random.Random(seed), folder / name, CONFUSE.get(reader)
     path.write_bytes(data)
     assert sum(check(make(str(path)))) > 0, "the file is read before it is wounded"
     for case in range(cases):
-        wounded = mutate(data, rng)
+        wounded = confuse_it(data, rng) if confuse_it and case % 2 else mutate(data, rng)
         path.write_bytes(wounded)
         start = time.monotonic()
-        documents, drops = check(make(str(path)))
+        kept, dropped, offsets = read_all(make(str(path)))
         assert time.monotonic() - start < SECONDS, f"case {case} took {time.monotonic() - start:.1f} s"
-        if wounded.strip() and name.endswith((".tex", ".nxml", ".txt", ".ipynb", ".epub")):
-            assert documents + drops > 0, f"case {case} left no trace"
+        if reader in RECORDS and wounded.strip():
+            seen = RECORDS[reader](wounded)
+            assert seen in (kept + dropped, None), f"case {case}: {kept} kept and {dropped} dropped of {seen}"
+        elif reader in ("warc", "wet"):
+            assert whole_members(wounded) <= offsets, f"case {case} lost a whole record"
+        elif wounded.strip() and reader != "wat":  # whose records may have become of a type that is not read
+            assert kept + dropped > 0, f"case {case} left no trace"
+
+
+JSON_READERS = ("jsonl", "reddit", "twitter", "twitter_pages", "discourse", "notebook", "notebook_3")
+CONFUSE: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    **dict.fromkeys(JSON_READERS, confuse_json),
+    "wat": lambda data, rng: wat(Path(), confuse(PAGE, rng)),
+    **dict.fromkeys(("jats", "pubmed", "oai"), confuse_xml),
+    "stack_exchange": confuse_rows,
+}
+
+
+def seed_of(reader: str, folder: Path, real_data: Path | None) -> bytes:
+    """The file that is wounded."""
+    if reader in MADE:
+        return MADE[reader][0](folder)
+    assert real_data is not None
+    data = (real_data / REAL[reader][0]).read_bytes()
+    return data[:200_000] if reader == "text" else data
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("reader", REAL)
 def test_mutated_real_files(reader: str, real_data: Path, tmp_path: Path) -> None:
-    path, name, make = REAL[reader]
-    data = (real_data / path).read_bytes()
-    fuzz(data[:300_000] if reader == "text" else data, name, make, tmp_path, 12, 1)
+    fuzz(reader, seed_of(reader, tmp_path, real_data), tmp_path, 12, 1)
 
 
 @pytest.mark.parametrize("reader", MADE)
 def test_mutated_made_files(reader: str, tmp_path: Path) -> None:
-    build, name, make = MADE[reader]
-    fuzz(build(tmp_path), name, make, tmp_path, 40, 2)
+    fuzz(reader, seed_of(reader, tmp_path, None), tmp_path, 40, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("reader", [*REAL, *MADE])
 def test_thousands_of_mutations(reader: str, real_data: Path, tmp_path: Path) -> None:
-    """SLUICE_FUZZ_CASES sets the number for each reader."""
-    cases = int(os.environ.get("SLUICE_FUZZ_CASES", "120"))
-    if reader in REAL:
-        path, name, make = REAL[reader]
-        data = (real_data / path).read_bytes()
-        fuzz(data[:200_000], name, make, tmp_path, cases, 3)
-    else:
-        build, name, make = MADE[reader]
-        fuzz(build(tmp_path), name, make, tmp_path, cases, 4)
+    """SLUICE_FUZZ_CASES sets the number for each reader; slow readers get a quarter."""
+    cases = int(os.environ.get("SLUICE_FUZZ_CASES", "160"))
+    fuzz(reader, seed_of(reader, tmp_path, real_data), tmp_path, cases // 4 if reader in SLOW else cases, 3)
 
 
 def test_mutated_array_records(tmp_path: Path) -> None:
@@ -212,33 +461,6 @@ def test_mutated_array_records(tmp_path: Path) -> None:
     for _ in range(100):
         path.write_bytes(mutate(data, rng))
         check(ArrayRecordSource(name="f", paths=(str(path),)))
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_json_lines_books_balance(seed: int, tmp_path: Path) -> None:
-    """kept + dropped is the number of lines that are not blank, whatever was done to them."""
-    wounded = mutate(ndjson(ROWS), random.Random(seed))
-    (tmp_path / "x.jsonl").write_bytes(wounded)
-    lines = sum(bool(line.strip()) for line in wounded.split(b"\n"))
-    assert sum(check(JsonlSource(name="f", paths=(str(tmp_path),)))) == lines
-
-
-def test_stack_exchange_books_balance(tmp_path: Path) -> None:
-    rows = [f'<row Id="{i}" PostTypeId="{1 + i % 2}" ParentId="{i - 1}" Title="t" Body="b" />' for i in range(1, 200)]
-    data = ("<posts>\n" + "\n".join(rows) + "\n</posts>\n").encode()
-    for seed in range(30):
-        wounded = mutate(data, random.Random(seed))
-        (tmp_path / "Posts.xml").write_bytes(wounded)
-        seen = [line for line in wounded.split(b"\n") if line.strip() and line.strip() not in (b"<posts>", b"</posts>")]
-        source = StackExchangeSource(name="f", paths=(str(tmp_path),))
-        kept = dropped = 0
-        for shard in source.shards():
-            for item in source.documents(shard):
-                if isinstance(item, Document):
-                    kept += item.meta["records"]
-                else:
-                    dropped += item.document.meta.get("records", 1)
-        assert kept + dropped == len(seen), f"seed {seed}"
 
 
 def test_zip_members_never_leave_their_archive(tmp_path: Path) -> None:

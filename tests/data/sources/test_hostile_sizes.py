@@ -1,0 +1,142 @@
+"""Records of two gigabytes and pages of fifty megabytes: counted, neighbours read, memory and time bounded."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from data.document import Dropped
+from data.sources.arxiv import ArxivSource
+from data.sources.csv_files import CsvSource
+from data.sources.extract import ExtractConfig
+from data.sources.forums import DiscourseSource, MboxSource
+from data.sources.gutenberg import GutenbergSource
+from data.sources.html_files import HtmlFolder
+from data.sources.jats import JatsSource
+from data.sources.jsonl import JsonlSource
+from data.sources.mediawiki import MediaWikiSource
+from data.sources.notebooks import NotebookFolder
+from data.sources.oai import OaiSource
+from data.sources.pubmed import PubmedSource
+from data.sources.reddit import RedditSource
+from data.sources.stack_exchange import StackExchangeSource
+from data.sources.text_files import TextFolder
+from data.sources.twitter import TwitterSource
+from data.sources.warc import WarcSource
+from tests.data.sources.helpers import read, reasons
+
+HOLE = 2 << 30  # bytes of a record, a hole in a sparse file: it takes no room on the disk
+PAPER = b"\\documentclass{a}\\begin{document} Text of the paper. \\end{document}"
+QUESTION = b'<row Id="1" PostTypeId="1" Title="Q" Body="small" />\n'
+ARTICLE = b"<PubmedArticle><MedlineCitation><Article><Abstract><AbstractText>%s</AbstractText></Abstract></Article>"
+ARTICLE += b"</MedlineCitation></PubmedArticle>"
+ABSTRACT = b"<record><metadata><arXiv><id>1</id><abstract>%s</abstract></arXiv></metadata></record>"
+PAGE = b"<page><title>P</title><id>1</id><revision><text>%s</text></revision></page>"
+MAIL = b"From a@b.example Mon Jan  1 10:00:00 2024\nFrom: a\nSubject: s\n\n%s\n\n"
+HTTP = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n"
+WARC = "WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http\r\nContent-Length: {}\r\n\r\n"
+
+
+def warc(size: int) -> bytes:
+    return WARC.format(len(HTTP) + size).encode() + HTTP
+
+
+def tar(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf()
+
+
+# reader -> (source, file name, before the hole, behind it); the hole is one record, what is around it another or two
+CASES = {
+    "jsonl": (JsonlSource, "x.jsonl", b'{"text": "small"}\n{"text": "', b'"}\n{"text": "small"}\n'),
+    "reddit": (RedditSource, "RS_2023", b'{"id": "a", "title": "x", "selftext": "', b'"}\n{"id": "b", "title": "x"}\n'),
+    "twitter": (TwitterSource, "x.jsonl", b'{"id": "1", "text": "', b'"}\n{"id": "2", "text": "small"}\n'),
+    "csv": (CsvSource, "x.csv", b"text\nsmall\n", b"\n"),
+    "stack_exchange": (StackExchangeSource, "Posts.xml", b"<posts>\n" + QUESTION + b'<row Id="2" Body="', b'" />\n'),
+    "pubmed": (PubmedSource, "x.xml", *(ARTICLE % b"small" + ARTICLE).split(b"%s"), ARTICLE % b"small"),
+    "oai": (OaiSource, "x.xml", *(ABSTRACT % b"small" + ABSTRACT).split(b"%s"), ABSTRACT % b"small"),
+    "mediawiki": (MediaWikiSource, "x.xml", *(PAGE.replace(b"1<", b"2<") % b"small" + PAGE).split(b"%s")),
+    "mbox": (MboxSource, "x.mbox", *(MAIL % b"small" + MAIL).split(b"%s"), MAIL % b"small"),
+    "warc": (WarcSource, "x.warc", warc(5) + b"small\r\n\r\n" + warc(HOLE), b"\r\n\r\n" + warc(5) + b"small\r\n\r\n"),
+    "arxiv": (ArxivSource, "x.tar", tar("a.tex", HOLE), tar("b.tex", len(PAPER)) + PAPER + bytes(2048)),
+    "jats": (JatsSource, "x.tar", tar("a.xml", HOLE), tar("b.xml", 10) + b"<article/>" + bytes(2048)),
+    "text": (TextFolder, "x.txt", b"x", b""), "gutenberg": (GutenbergSource, "x.txt", b"x", b""),
+    "notebook": (NotebookFolder, "x.ipynb", b"{", b"}"), "discourse": (DiscourseSource, "x.json", b"{", b"}"),
+    "html": (HtmlFolder, "x.html", b"<p>", b"</p>"),
+}  # fmt: skip
+
+
+def write_hole(path: Path, parts: tuple[bytes, ...]) -> None:
+    before, *behind = parts
+    with path.open("wb") as out:
+        out.write(before)
+        out.seek(HOLE, io.SEEK_CUR)
+        out.write(b"".join(behind))
+
+
+def read_hole(reader: str, path: str) -> None:
+    """Run in a process of its own: what came out of one file, and the most memory that it took."""
+    source = CASES[reader][0](name="h", paths=(path,))
+    if isinstance(source, WarcSource):
+        source = WarcSource(name="h", paths=(path,), extract=ExtractConfig(chain=("plain",)))
+    found = [item for shard in source.shards() for item in source.documents(shard)]
+    peak = next(line for line in Path("/proc/self/status").read_text().split("\n") if line.startswith("VmHWM"))
+    dropped = [item.drop.reason for item in found if isinstance(item, Dropped)]
+    print(json.dumps({"kept": len(found) - len(dropped), "dropped": dropped, "mb": int(peak.split()[1]) / 1024}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", CASES)
+def test_a_record_of_two_gigabytes(reader: str, tmp_path: Path) -> None:
+    name, *parts = CASES[reader][1:]
+    path = tmp_path / name
+    write_hole(path, tuple(parts))
+    code = f"from tests.data.sources.test_hostile_sizes import read_hole; read_hole({reader!r}, {str(path)!r})"
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["mb"] < 500 and time.monotonic() - start < 30, found
+    assert set(found["dropped"]) <= {"record_too_large", "page_too_large", "bad_xml"} and found["dropped"], found
+    whole_files = ("text", "gutenberg", "notebook", "discourse", "html", "jats")
+    assert found["kept"] >= (reader not in whole_files), found
+
+
+def test_a_page_of_fifty_megabytes_is_counted(tmp_path: Path) -> None:
+    """With the limits as they are by default: in a WARC file, in a folder, compressed on the way."""
+    page = b"<html><body>" + b"<p>word</p>" * (50 << 20 >> 3)
+    small = b"<html><body><p>A page of a few words, and then some more.</p></body></html>"
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n%s\r\n"
+    records = b""
+    for body, header in ((page, b""), (gzip.compress(page, 1), b"Content-Encoding: gzip\r\n"), (small, b"")):
+        block = http % header + body
+        records += gzip.compress(WARC.format(len(block)).encode() + block + b"\r\n\r\n", 1)
+    (tmp_path / "x.warc.gz").write_bytes(records)
+    (tmp_path / "large.html").write_bytes(page)
+    fast = ExtractConfig(chain=("plain",))
+    documents, drops = read(WarcSource(name="w", paths=(str(tmp_path / "x.warc.gz"),), extract=fast))
+    assert len(documents) == 1 and reasons(drops) == {"record_too_large": 1, "page_too_large": 1}
+    assert reasons(read(HtmlFolder(name="h", paths=(str(tmp_path / "large.html"),)))[1]) == {"page_too_large": 1}
+
+
+def test_a_bomb_in_an_archive_is_left_and_not_unpacked(tmp_path: Path) -> None:
+    """A gzip member of 1 MB that holds 1 GB takes no longer than a small one: reading goes on at the next member."""
+    start = WARC.format(1 << 30).encode() + HTTP
+    packer = gzip.zlib.compressobj(9, wbits=31)
+    bomb = packer.compress(start) + b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush()
+    block = HTTP + b"A page of a few words."
+    good = gzip.compress(WARC.format(len(block)).encode() + block + b"\r\n\r\n")
+    (tmp_path / "x.warc.gz").write_bytes(good + (bomb + good) * 3)
+    begin = time.monotonic()
+    documents, drops = read(WarcSource(name="w", paths=(str(tmp_path),)))
+    assert len(documents) == 4 and reasons(drops) == {"record_too_large": 3}
+    assert time.monotonic() - begin < 2.0
