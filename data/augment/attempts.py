@@ -1,0 +1,98 @@
+"""From a shard's documents to attempts: each a copy that passed the gates, or a rejection with its reason.
+
+An attempt is one row of a file of dropped documents, with an empty reason where it passed: so nothing is lost, whatever
+the next step decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from data.augment.gates import Gates, Traits
+from data.augment.plan import LINEAGE, Dose
+from data.augment.technique import Request, Rewriter
+from data.document import Document, Drop, Dropped
+
+VERSION = 1
+STEP = "augment"
+PASSED = ""
+_OF_THE_TEXT = ("pii", "changed", "messages")  # meta values that say something of the parent's very text
+
+
+@dataclass
+class Family:
+    """A document that gets copies: its attempts' seeds, and the copies that earlier stages made of it."""
+
+    parent: Document
+    seeds: list[tuple[int, int]]
+    relatives: list[Document] = field(default_factory=list)
+
+
+def families(documents: Iterator[Document], dose: Dose, limit: int) -> Iterator[Family]:
+    """The documents to augment, in order. limit: seeds from here on are beyond the budget."""
+    waiting: Family | None = None
+    for document in documents:
+        if waiting is not None and document.meta.get(LINEAGE, {}).get("parent") == waiting.parent.id:
+            waiting.relatives.append(document)
+            continue
+        if waiting is not None:
+            yield waiting
+            waiting = None
+        seeds = [(copy, dose.seed_of(document, copy)) for copy in range(dose.copies(document))]
+        seeds = [(copy, seed) for copy, seed in seeds if seed < limit]
+        if seeds:
+            waiting = Family(document, seeds)
+    if waiting is not None:
+        yield waiting
+
+
+def attempt(
+    group: Sequence[Family], rewriter: Rewriter, gates: Gates, *, technique: str, model: str, longest: int
+) -> list[Dropped]:
+    """Every attempt of some families, in order. longest: characters of a text that is handed to the technique."""
+    traits = [Traits(family.parent.text, family.parent.scores.get("language")) for family in group]
+    asked: list[tuple[int, Request]] = []
+    for place, (family, of_parent) in enumerate(zip(group, traits)):
+        if family.parent.text.strip() and len(family.parent.text) <= longest:
+            asked += [(place, Request(family.parent.text, seed, of_parent.language)) for _, seed in family.seeds]
+    answers = iter(rewriter([request for _, request in asked]))
+    out: list[Dropped] = []
+    for family, of_parent in zip(group, traits):
+        siblings = [Traits(relative.text) for relative in family.relatives]
+        for copy, seed in family.seeds:
+            lineage = {"parent": family.parent.id, "technique": technique, "model": model, "seed": seed, "copy": copy}
+            if not family.parent.text.strip():
+                result: str | Drop = Drop("empty_text")
+            elif len(family.parent.text) > longest:
+                result = Drop("too_long_to_augment", len(family.parent.text), longest)
+            else:
+                result = next(answers)
+            out.append(_judged(family.parent, of_parent, siblings, result, gates, lineage))
+    return out
+
+
+def _judged(
+    parent: Document,
+    traits: Traits,
+    siblings: list[Traits],
+    result: str | Drop,
+    gates: Gates,
+    lineage: dict[str, str | int],
+) -> Dropped:
+    meta = {name: value for name, value in parent.meta.items() if name not in _OF_THE_TEXT} | {LINEAGE: lineage}
+    identifier = f"{parent.id}~{lineage['technique']}.{lineage['seed']:016x}"
+    scores: dict[str, float | str] = {}
+    drop = result if isinstance(result, Drop) else None
+    text = "" if isinstance(result, Drop) else result
+    if drop is None:
+        copy = Traits(text)
+        verdict = gates.check(traits, copy, siblings)
+        if isinstance(verdict, Drop):
+            drop = verdict
+        else:
+            scores = {**verdict, "language": traits.language}
+            siblings.append(copy)
+    document = Document(id=identifier, text=text, source=parent.source, meta=meta, scores=scores)
+    reason = Drop(PASSED) if drop is None else Drop(drop.reason, drop.value, drop.threshold, parent.id)
+    return Dropped(document, STEP, reason)
