@@ -27,6 +27,7 @@ from models.config import (
     RMSNorm,
     Rotary,
 )
+from models.rows import RowContext
 from models.sharding import constrain
 
 EMBEDDING_STDDEV = 0.02  # GPT-2 (Radford et al. 2019), code release
@@ -45,7 +46,7 @@ def truncated_normal(key: jax.Array, shape: tuple[int, ...], stddev: float, dtyp
 
 class Linear(nnx.Module):
     """y = x @ kernel + bias, with `kernel` [I, O]. Every projection of a model is one of these, so that surgery by path
-    (LoRA, quantised weights) can put another module with the same call in its place.
+    can put another module with the same call in its place (`models/quantize.py`) or adapters on it (`models/lora.py`).
 
     Args:
       axes: logical axis names of the kernel's two dims (`models/sharding.py`).
@@ -68,12 +69,23 @@ class Linear(nnx.Module):
         stddev = in_dim**-0.5 if stddev is None else stddev
         self.kernel = nnx.Param(truncated_normal(rngs.params(), (in_dim, out_dim), stddev, param_dtype), axes=axes)
         self.bias = nnx.Param(jnp.zeros((out_dim,), param_dtype), axes=(axes[1],)) if bias else None
-        self.dtype = dtype
+        self.lora: Any = None  # models.adapter.Adapter
+        self.axes, self.dtype = axes, dtype
 
-    def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
-        kernel = gathered(self.kernel.get_value().astype(self.dtype), self.kernel.get_metadata()["axes"])
-        y = x.astype(self.dtype) @ kernel
-        return y if self.bias is None else y + self.bias.get_value().astype(self.dtype)
+    def __call__(self, x: Float[Array, "*batch I"], rows: RowContext | None = None) -> Float[Array, "*batch O"]:
+        kernel = gathered(self.kernel.get_value().astype(self.dtype), self.axes)
+        return finished(self, x, x.astype(self.dtype) @ kernel, rows)
+
+    def full_kernel(self) -> Float[Array, "*layers I O"]:
+        """The matrix that the product is made with."""
+        return self.kernel.get_value()
+
+
+def finished(linear: Any, x: Array, y: Array, rows: RowContext | None) -> Array:
+    """The product of a projection with its adapter's update and its bias."""
+    if linear.lora is not None:
+        y = linear.lora(x, y, linear.full_kernel, rows)
+    return y if linear.bias is None else y + linear.bias.get_value().astype(linear.dtype)
 
 
 def gathered(kernel: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
@@ -124,8 +136,8 @@ class GatedMLP(nnx.Module):
         )
         self.activation = part.activation
 
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(activate(self.activation, self.gate(x_BTD)) * self.up(x_BTD))
+    def __call__(self, x_BTD: Float[Array, "B T D"], rows: RowContext | None = None) -> Float[Array, "B T D"]:
+        return self.down(activate(self.activation, self.gate(x_BTD, rows)) * self.up(x_BTD, rows), rows)
 
 
 class PlainMLP(nnx.Module):
@@ -143,8 +155,8 @@ class PlainMLP(nnx.Module):
         )
         self.activation = part.activation
 
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(activate(self.activation, self.up(x_BTD)))
+    def __call__(self, x_BTD: Float[Array, "B T D"], rows: RowContext | None = None) -> Float[Array, "B T D"]:
+        return self.down(activate(self.activation, self.up(x_BTD, rows)), rows)
 
 
 def linear_settings(config: ModelConfig, rngs: nnx.Rngs) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from models.adapter import Adapter
 from models.attention import ambient_platform, attention
 from models.cache import KVCache, with_kv, write_slots
 from models.config import Block, ModelConfig, Rotary
@@ -30,6 +31,7 @@ from models.layers import (
     rotate,
     truncated_normal,
 )
+from models.rows import RowContext
 from models.sharding import constrain, param_shardings
 
 Tables = dict[Rotary, tuple[jax.Array, jax.Array]]
@@ -65,13 +67,14 @@ class SelfAttention(nnx.Module):
         block: Block,
         tables: Tables,
         cache: KVCache | None = None,
+        rows: RowContext | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """The layer's output, and its cache (`k`, `v` of this layer alone) with the new tokens in it."""
         config = self.config
         batch, length, _ = x_BTD.shape
-        q_BTNH = self.q(x_BTD).reshape(batch, length, config.num_heads, config.head_dim)
-        k_BTKH = self.k(x_BTD).reshape(batch, length, config.num_kv_heads, config.head_dim)
-        v_BTKH = self.v(x_BTD).reshape(batch, length, config.num_kv_heads, config.head_dim)
+        q_BTNH = self.q(x_BTD, rows).reshape(batch, length, config.num_heads, config.head_dim)
+        k_BTKH = self.k(x_BTD, rows).reshape(batch, length, config.num_kv_heads, config.head_dim)
+        v_BTKH = self.v(x_BTD, rows).reshape(batch, length, config.num_kv_heads, config.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
         if block.rotary is not None:
@@ -90,7 +93,7 @@ class SelfAttention(nnx.Module):
         else:
             kv = (write_slots(cache.k, k_BTKH, cache.length_B), write_slots(cache.v, v_BTKH, cache.length_B))
             out_BTNH = attend(q_BTNH, *kv, kv_segment_ids_BS=cache.segment_ids_BS, offset_B=cache.length_B)
-        return self.out(out_BTNH.reshape(batch, length, -1)), kv
+        return self.out(out_BTNH.reshape(batch, length, -1), rows), kv
 
 
 class DecoderLayer(nnx.Module):
@@ -112,12 +115,13 @@ class DecoderLayer(nnx.Module):
         block: Block,
         tables: Tables,
         cache: KVCache | None = None,
+        rows: RowContext | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        y_BTD, kv = self.attention(self.attention_norm(x_BTD), segment_ids_BT, block, tables, cache)
+        y_BTD, kv = self.attention(self.attention_norm(x_BTD), segment_ids_BT, block, tables, cache, rows)
         x_BTD = x_BTD + (y_BTD if self.attention_out_norm is None else self.attention_out_norm(y_BTD))
-        y_BTD = self.mlp(self.mlp_norm(x_BTD))
+        y_BTD = self.mlp(self.mlp_norm(x_BTD), rows)
         x_BTD = x_BTD + (y_BTD if self.mlp_out_norm is None else self.mlp_out_norm(y_BTD))
-        return constrain(x_BTD, ("batch", None, None)), kv
+        return constrain(x_BTD, ("batch", "sequence", None)), kv
 
 
 class CausalLM(nnx.Module):
@@ -143,6 +147,9 @@ class CausalLM(nnx.Module):
         self.final_norm = Norm(embed_dim, config.norm, param_dtype=dtype)
         head = partial(Linear, axes=("embed", "vocab"), rngs=rngs, dtype=config.dtype, param_dtype=dtype)
         self.lm_head = None if part.tied else head(embed_dim, config.vocab_size)
+        self.embedding_lora: Adapter | None = None
+        self.lm_head_lora: Adapter | None = None
+        self.tied_lora = False  # whether `embedding_lora` acts on the logits too
 
     def __call__(
         self,
@@ -150,44 +157,69 @@ class CausalLM(nnx.Module):
         segment_ids_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"],
         cache: KVCache | None = None,
+        rows: RowContext | None = None,
     ) -> Any:
         """Hidden states [B, T, D] after the last norm; with a cache, (hidden states, the cache with these tokens).
+
+        They are what `output_kernel` multiplies: where the output has adapters, both have `hidden_dim` in place of D.
 
         Args:
           segment_ids_BT: documents of a packed row from 1; 0 is padding. No token sees another segment.
           positions_BT: place of each token in its document, from 0.
+          rows: the adapter of each row and the keys of dropout; None: adapter 0, if there is one, and no dropout.
         """
-        x_BTD = self.embed(inputs_BT, positions_BT)
+        x_BTD = self.embed(inputs_BT, positions_BT, rows)
         rotaries = {block.rotary for block in self.config.pattern if block.rotary is not None}
         tables = {rotary: rotary_table(rotary, self.config.head_dim, positions_BT) for rotary in rotaries}
         if cache is None:
-            x_BTD, _ = self._run_layers(x_BTD, segment_ids_BT, tables, None)
-            return self.final_norm(x_BTD)
+            x_BTD, _ = self._run_layers(x_BTD, segment_ids_BT, tables, None, rows)
+            return self._finished(x_BTD, rows)
         cache = KVCache(
             cache.k, cache.v, write_slots(cache.segment_ids_BS, segment_ids_BT, cache.length_B), cache.length_B
         )
-        x_BTD, (k, v) = self._run_layers(x_BTD, segment_ids_BT, tables, cache)
+        x_BTD, (k, v) = self._run_layers(x_BTD, segment_ids_BT, tables, cache, rows)
         length_B = cache.length_B + jnp.sum(segment_ids_BT > 0, axis=1, dtype=cache.length_B.dtype)
-        return self.final_norm(x_BTD), KVCache(k, v, cache.segment_ids_BS, length_B)
+        return self._finished(x_BTD, rows), KVCache(k, v, cache.segment_ids_BS, length_B)
 
-    def embed(self, inputs_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the hidden states: embed_dim, and what the adapters of the output add."""
+        return jax.eval_shape(self.output_kernel).shape[0]
+
+    def _finished(self, x_BTD: jax.Array, rows: RowContext | None) -> jax.Array:
+        """The last norm, and behind it what the adapters of the output make of it."""
+        hidden_BTD, adapter = self.final_norm(x_BTD), self._output_adapter()
+        return hidden_BTD if adapter is None else adapter.extend(hidden_BTD, rows)
+
+    def _output_adapter(self) -> Adapter | None:
+        """The adapter that acts on the logits: the output's own, or that of a table that is tied with its adapter."""
+        if self.tied_lora and self.embedding_lora is not None:
+            return self.embedding_lora.transposed()
+        return self.lm_head_lora
+
+    def embed(
+        self, inputs_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], rows: RowContext | None = None
+    ) -> Float[Array, "B T D"]:
         """Token (and position) embeddings, scaled and normed as the config says, in the compute dtype."""
         part, dtype = self.config.embedding, self.config.dtype
         table_VD = gathered(self.embedding.get_value().astype(dtype), ("vocab", "embed"))
         x_BTD = table_VD[inputs_BT]
+        if self.embedding_lora is not None:
+            x_BTD = self.embedding_lora.lookup(inputs_BT, x_BTD, self.embedding.get_value, rows)
         if part.scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(part.scale, dtype)
         if self.position_embedding is not None:
             x_BTD = x_BTD + self.position_embedding.get_value().astype(dtype)[positions_BT]
         if self.embedding_norm is not None:
             x_BTD = self.embedding_norm(x_BTD)
-        return constrain(x_BTD, ("batch", None, None))
+        return constrain(x_BTD, ("batch", "sequence", None))
 
     def output_kernel(self) -> Float[Array, "D V"]:
         """The projection to the vocabulary in the compute dtype: what a loss over vocabulary chunks multiplies by."""
-        if self.lm_head is None:
-            return gathered(self.embedding.get_value().astype(self.config.dtype).T, ("embed", "vocab"))
-        return gathered(self.lm_head.kernel.get_value().astype(self.config.dtype), ("embed", "vocab"))
+        kernel_DV = self.embedding.get_value().T if self.lm_head is None else self.lm_head.kernel.get_value()
+        kernel_DV = gathered(kernel_DV.astype(self.config.dtype), ("embed", "vocab"))
+        adapter = self._output_adapter()
+        return kernel_DV if adapter is None else adapter.extend_kernel(kernel_DV)
 
     def logits(self, hidden_BTD: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Logits in float32, soft cap included."""
@@ -195,36 +227,60 @@ class CausalLM(nnx.Module):
         logits_BTV = jnp.dot(hidden_BTD.astype(kernel_DV.dtype), kernel_DV, preferred_element_type=jnp.float32)
         return soft_capped(logits_BTV, self.config.embedding.logit_softcap)
 
-    def _run_layers(self, x_BTD: jax.Array, segment_ids_BT: jax.Array, tables: Tables, cache: KVCache | None) -> Any:
-        if isinstance(self.layers, nnx.List):
-            return self._loop_layers(x_BTD, segment_ids_BT, tables, cache)
-        return self._scan_layers(x_BTD, segment_ids_BT, tables, cache)
+    def _run_layers(
+        self,
+        x_BTD: jax.Array,
+        segment_ids_BT: jax.Array,
+        tables: Tables,
+        cache: KVCache | None,
+        rows: RowContext | None,
+    ) -> Any:
+        run = self._loop_layers if isinstance(self.layers, nnx.List) else self._scan_layers
+        return run(x_BTD, segment_ids_BT, tables, cache, rows)
 
-    def _loop_layers(self, x_BTD: jax.Array, segment_ids_BT: jax.Array, tables: Tables, cache: KVCache | None) -> Any:
+    def _loop_layers(
+        self,
+        x_BTD: jax.Array,
+        segment_ids_BT: jax.Array,
+        tables: Tables,
+        cache: KVCache | None,
+        rows: RowContext | None,
+    ) -> Any:
         kvs = []
         layers: Any = self.layers
         for index, (layer, block) in enumerate(zip(layers, self.config.blocks)):
             of_layer = None if cache is None else with_kv(cache, cache.k[index], cache.v[index])
-            x_BTD, kv = layer(x_BTD, segment_ids_BT, block, tables, of_layer)
+            own_rows = None if rows is None else rows.of_layer(index)
+            x_BTD, kv = layer(x_BTD, segment_ids_BT, block, tables, of_layer, own_rows)
             kvs.append(kv)
         return x_BTD, (None if cache is None else tuple(zip(*kvs)))
 
-    def _scan_layers(self, x_BTD: jax.Array, segment_ids_BT: jax.Array, tables: Tables, cache: KVCache | None) -> Any:
+    def _scan_layers(
+        self,
+        x_BTD: jax.Array,
+        segment_ids_BT: jax.Array,
+        tables: Tables,
+        cache: KVCache | None,
+        rows: RowContext | None,
+    ) -> Any:
         """Scans over groups of `period` layers, the smallest that repeats; what is left over comes last."""
         config = self.config
         blocks, period = config.blocks, config.period
         graph, state = nnx.split(self.layers)
-        stacked = (state, None if cache is None else (cache.k, cache.v))
+        drawing = rows is not None and rows.dropout_keys_B2 is not None
+        numbers = jnp.arange(config.num_layers) if drawing else None  # for what is drawn layer by layer
+        stacked = (state, None if cache is None else (cache.k, cache.v), numbers)
 
         def run_group(x_BTD: jax.Array, group: Any) -> tuple[jax.Array, Any]:
             kvs = []
             for place in range(jax.tree.leaves(group)[0].shape[0]):
-                params, kv = jax.tree.map(lambda leaf, place=place: leaf[place], group)
+                params, kv, number = jax.tree.map(lambda leaf, place=place: leaf[place], group)
                 of_layer = None if cache is None else with_kv(cache, *kv)
-                run = lambda params, x, of_layer, block=blocks[place]: nnx.merge(graph, params)(  # noqa: E731
-                    x, segment_ids_BT, block, tables, of_layer
+                own_rows = rows if rows is None or number is None else rows.of_layer(number)
+                run = lambda params, x, of_layer, own_rows, block=blocks[place]: nnx.merge(graph, params)(  # noqa: E731
+                    x, segment_ids_BT, block, tables, of_layer, own_rows
                 )
-                x_BTD, kv = rematerialised(run, config.execution.remat)(params, x_BTD, of_layer)
+                x_BTD, kv = rematerialised(run, config.execution.remat)(params, x_BTD, of_layer, own_rows)
                 kvs.append(kv)
             return x_BTD, (None if cache is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *kvs))
 

@@ -1,8 +1,10 @@
 """Checkpoints of a run, written while training goes on, with Orbax v1.
 
 RUN/checkpoints/STEP/ holds the items params, opt, data (position), meta (model config, versions) and, where wanted,
-ema. An item can be read without the others. A folder gets its name when all of it is written: a half-written one is
-never taken for whole, and is removed when the run is opened again.
+ema. A run with adapters that started from other weights has them, and what else it trains, as the item lora in place
+of params: the base is read again from where it came from, and known by its fingerprint (`base` in the identity). An
+item can be read without the others. A folder gets its name when all of it is written: a half-written one is never
+taken for whole, and is removed when the run is opened again.
 """
 
 import contextlib
@@ -16,15 +18,19 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from train.state import TrainState
+from train.state import Params, TrainState, split_params, whole_params
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """every_steps: steps between checkpoints (the last step always has one). keep: how many of the newest stay."""
+    """every_steps: steps between checkpoints (the last step always has one). keep: how many of the newest stay.
+
+    base_weights: a run with adapters writes the weights under them too, as the item params.
+    """
 
     every_steps: int = 500
     keep: int = 2
+    base_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.keep < 1:
@@ -32,9 +38,13 @@ class CheckpointConfig:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. One save is under way at a time; call `close` (or use `with`) at the end."""
+    """The checkpoints of one run folder. One save is under way at a time; call `close` (or use `with`) at the end.
 
-    def __init__(self, run_dir: Path, config: CheckpointConfig):
+    adapters: the run trains adapters. base: it may read what is under them again from elsewhere.
+    """
+
+    def __init__(self, run_dir: Path, config: CheckpointConfig, *, adapters: bool = False, base: bool = False):
+        self.adapters, self.without_base = adapters, adapters and base and not config.base_weights
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every failure several times, and raises it
         self.folder = (run_dir / "checkpoints").resolve()
         self.every_steps = config.every_steps
@@ -62,7 +72,7 @@ class Checkpoints:
         Errors: OSError where this or the save before it could not be written.
         """
         self.wait()
-        items = _items(state) | {"data": {"position": step}, "meta": {"step": step, "identity": dict(identity)}}
+        items = self._items(state) | {"data": {"position": step}, "meta": {"step": step, "identity": dict(identity)}}
         try:
             self._pending = (step, self._orbax.save_checkpointables_async(step, items, force=True))
         except Exception as error:
@@ -100,16 +110,31 @@ class Checkpoints:
                 f"checkpoint {where} stands at data position {position}, expected {step}: remove the folder"
             )
 
-    def restore(self, step: int, abstract: TrainState) -> TrainState:
+    def restore(self, step: int, abstract: TrainState, frozen: Params | None = None) -> TrainState:
         """The state of a checkpoint, each leaf placed as `abstract` says; the mesh may differ from the one that saved.
 
+        frozen: the weights under the adapters, where the checkpoint has none (`without_base`).
         Errors: ValueError where the files cannot be read.
         """
         try:
-            loaded = self._orbax.load_checkpointables(step, _items(abstract))
+            loaded = self._orbax.load_checkpointables(step, self._items(abstract))
         except Exception as error:
             raise _unreadable(self.folder / str(step), error) from error
-        return TrainState(params=loaded["params"], ema=loaded.get("ema"), **loaded["opt"])
+        if self.adapters:
+            params, frozen = loaded["lora"], loaded.get("params", frozen)
+        else:
+            params, frozen = split_params(loaded["params"], abstract.params)
+        return TrainState(params=params, frozen=frozen, ema=loaded.get("ema"), **loaded["opt"])
+
+    def _items(self, state: TrainState) -> dict[str, Any]:
+        """The state's arrays by item; the optimizer's item carries the counters too."""
+        counters = {name: getattr(state, name) for name in ("step", "skipped", "norm_mean")}
+        items = {"opt": {"opt_state": state.opt_state, **counters}}
+        if not self.adapters:
+            items["params"] = whole_params(state.params, state.frozen)
+        else:
+            items |= {"lora": state.params} | ({} if self.without_base else {"params": state.frozen})
+        return items if state.ema is None else items | {"ema": state.ema}
 
     def close(self) -> None:
         """Waits for the save under way and ends Orbax's threads."""
@@ -124,13 +149,6 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-    """The state's arrays by item; the optimizer's item carries the counters too."""
-    counters = {name: getattr(state, name) for name in ("step", "skipped", "norm_mean")}
-    items = {"params": state.params, "opt": {"opt_state": state.opt_state, **counters}}
-    return items if state.ema is None else items | {"ema": state.ema}
 
 
 def _flat(value: Any, at: str = "") -> dict[str, Any]:

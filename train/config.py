@@ -22,10 +22,15 @@ from typing import Any, TypeVar
 from data.build import DataConfig
 from data.loader import LoaderConfig
 from models.config import ModelConfig
+from models.lora import LoRA
+from models.quantize import NF4, Int8Weights
 from models.sharding import MeshConfig
+from models.tuning import Tuning
 from train.checkpoint import CheckpointConfig
 from train.evaluation import EvaluationConfig
+from train.objectives import NextToken
 from train.optimizer import AdamW, Muon, WarmupCosine, WarmupStableDecay
+from train.preference import Preference
 from train.step import TrainConfig
 
 T = TypeVar("T")
@@ -37,6 +42,8 @@ class Config:
 
     run_dir: where the run's files go; a run with the same folder resumes.
     init_from: a checkpoint whose weights start this new run (see models.checkpoints), or None for random weights.
+    lora, quantize, freeze: what is trained of the model and how the rest lies (see models.tuning).
+    objective: what is minimised (see train.objectives).
     """
 
     name: str
@@ -51,6 +58,15 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
     run_dir: str
     init_from: str | None = None
+    lora: LoRA | None = None
+    quantize: NF4 | Int8Weights | None = None
+    freeze: tuple[str, ...] = ()
+    objective: NextToken | Preference = NextToken()
+
+    @property
+    def tuning(self) -> Tuning:
+        """How the model that is trained differs from the plain one."""
+        return Tuning(lora=self.lora, quantize=self.quantize, freeze=self.freeze)
 
 
 def load_config(path: str) -> Config:

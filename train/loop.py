@@ -1,10 +1,9 @@
 """The training loop, from top to bottom. Copy this file and change it: the step and its parts are functions to call.
 
-To train on another objective, write one with the signature of `next_token_objective` (train/loss.py) and hand it to
-`make_train_step` below; everything else stays. A run that is stopped in any way goes on when it is started again.
+To train on another objective, write one with the signature of `next_token_objective` (train/loss.py) and put it where
+`objective` is set below; everything else stays. A run that is stopped in any way goes on when it is started again.
 """
 
-import functools
 import signal
 import time
 from pathlib import Path
@@ -17,16 +16,25 @@ from jax.sharding import NamedSharding
 from data.loader import open_loader
 from data.manifest import read_manifest
 from data.tokenizer import load_tokenizer
-from models.checkpoints.load import load_params
+from models.checkpoints.tuned import load_tuned
 from models.sharding import batch_sharding, check_mesh, make_mesh
 from train.checkpoint import Checkpoints
 from train.config import Config, to_json
 from train.evaluation import compressed_scores, draw_samples, heldout_scores, make_nats, open_heldout_rows
-from train.loss import next_token_objective
 from train.metrics import MetricsWriter, ProgressLine, flop_per_token, peak_flop_per_s
 from train.optimizer import make_optimizer, make_schedule, peak_rates
+from train.parameters import base_size
 from train.report import final_line, final_values, prepare_run_folder, start_card, summary, write_report
-from train.state import abstract_state, create_state, describe_model, make_params, new_state, shardings_of
+from train.state import (
+    abstract_state,
+    create_state,
+    describe_model,
+    make_params,
+    new_state,
+    shardings_of,
+    split_params,
+    whole_params,
+)
 from train.step import make_train_step
 
 STOPPED = 75  # exit code of a run that was asked to stop and saved: start it again (EX_TEMPFAIL of sysexits.h)
@@ -54,18 +62,20 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    config.objective.check(config.lora, paired=loader.paired)
 
     # ---- model, optimizer, step --------------------------------------------------------------------------------------
-    graphdef, axes, placements = describe_model(config.model, mesh)
+    graphdef, axes, placements = describe_model(config.model, mesh, config.tuning)  # axes: of what is trained
     tx = make_optimizer(config.optimizer, axes)
     schedule = make_schedule(config.schedule, last_step)
     with_ema = options.ema_decay is not None
 
     def create(params=None):
-        return new_state(params or make_params(config.model, options.seed), tx, with_ema=with_ema)
+        params = params or make_params(config.model, options.seed, config.tuning)
+        return new_state(params, tx, with_ema=with_ema, axes=axes)
 
     abstract = abstract_state(create, placements, mesh)  # shapes and shardings, no arrays yet
-    objective = functools.partial(next_token_objective, z_loss=options.z_loss, vocab_chunk=options.vocab_chunk)
+    objective = config.objective.make(options)
     train_step = make_train_step(
         objective,
         graphdef,
@@ -74,16 +84,23 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
         options,
         shardings=shardings_of(abstract),
         batch_sharding=batch_sharding(mesh),
+        dropout=config.lora is not None and config.lora.dropout > 0,
     )
     nats = make_nats(graphdef, mesh, vocab_chunk=options.vocab_chunk)
 
     # ---- a new run, or the same one going on -------------------------------------------------------------------------
-    checkpoints = Checkpoints(run_dir, config.checkpoint)
+    adapters = config.lora is not None
+    checkpoints = Checkpoints(run_dir, config.checkpoint, adapters=adapters, base=config.init_from is not None)
     first_step = checkpoints.latest or 0
+    weights, fingerprint = None, None
+    if config.init_from and (not first_step or checkpoints.without_base):
+        weights, fingerprint = load_tuned(config.init_from, config.model, mesh, config.tuning, seed=options.seed)
     identity = {  # what must not change within a run
         "model": {k: v for k, v in to_json(config.model).items() if k not in ("dtype", "execution")},
         "optimizer": type(config.optimizer).__name__,
         "ema": with_ema,
+        "tuning": {k: v for k, v in to_json(config.tuning).items() if k != "type"},
+        "base": fingerprint if checkpoints.without_base else None,
         "dataset": read_manifest(dataset)["key"],
         "tokenizer": tokenizer.fingerprint,
         "loader": {k: v for k, v in to_json(config.loader).items() if k not in ("prefetch", "cache_bytes", "skip")},
@@ -94,14 +111,13 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
             print(summary(run_dir, values))
             return 0
     if first_step:
-        state = checkpoints.restore(first_step, abstract)
-    elif config.init_from:
-        state = create_state(create, abstract, load_params(config.init_from, config.model, mesh))
+        state = checkpoints.restore(first_step, abstract, split_params(weights, axes)[1] if weights else None)
     else:
-        state = create_state(create, abstract)
+        state = create_state(create, abstract, *([weights] if weights else []))
+    del weights
     prepare_run_folder(run_dir, config, dataset)
 
-    flop = flop_per_token(config.model, sum(leaf.size for leaf in jax.tree.leaves(state.params)), config.loader.seq_len)
+    flop = flop_per_token(config.model, base_size(state), config.loader.seq_len)
     peak = peak_flop_per_s(mesh.devices.flat[0].device_kind)
     print(start_card(config, mesh, abstract, flop, loader.stats.fill, first_step), flush=True)
     writer = MetricsWriter(run_dir, options, resume_step=first_step, config=to_json(config))
@@ -149,7 +165,7 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
         rows = open_heldout_rows(dataset, config.loader, config.evaluation.max_bytes)
         for name, params in {"": state.params, "ema_": state.ema}.items():
             if params is not None:
-                scores = heldout_scores(nats, params, rows, mesh)
+                scores = heldout_scores(nats, whole_params(params, state.frozen), rows, mesh)
                 bits = {source: score.bits_per_byte for source, score in scores.items()}
                 writer.write(step, {f"heldout/{name}bits_per_byte/{source}": value for source, value in bits.items()})
                 shown = ", ".join(f"{source} {value:.3f}" for source, value in bits.items())
@@ -160,6 +176,8 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
     unread = None  # the newest step's number and metrics, which are still on the device
     batches = loader.iterate(first_step)
     stopped = False
+    if config.evaluation.at_start and not first_step:
+        evaluate(0)
     for step in range(first_step + 1, last_step + 1):
         if profile and step == profile[0]:
             jax.profiler.start_trace(str(run_dir / "profile"))
@@ -197,7 +215,7 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
         writer.close()
         print(f"stopped at step {step} of {last_step}, saved; the same command goes on from there", flush=True)
         return STOPPED
-    weights = state.params if state.ema is None else state.ema
+    weights = whole_params(state.params if state.ema is None else state.ema, state.frozen)
     rows = open_heldout_rows(dataset, config.loader, config.evaluation.max_final_bytes)
     scores = heldout_scores(nats, weights, rows, mesh)
     samples = draw_samples(graphdef, weights, tokenizer, config.evaluation, seed=options.seed)

@@ -15,7 +15,9 @@ import optax.contrib
 from jaxtyping import Array
 from optax.contrib import MuonDimensionNumbers
 
-MomentDtype = Literal["float32", "bfloat16"]
+from train.moments import stored_in_8_bits
+
+MomentDtype = Literal["float32", "bfloat16", "int8"]
 Names = tuple[str | None, ...]  # of one parameter's dims: ("layers", "embed", "mlp")
 Axes = dict[str, Any]  # Names of every parameter, as nested as the parameters
 
@@ -25,7 +27,9 @@ class AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101).
 
     learning_rate: peak; the schedule multiplies it. weight_decay: times the learning rate, on matrices only (never on
-    norms, biases and other vectors). moment_dtype: how both moments are stored; bfloat16 halves their memory.
+    norms, biases and other vectors). moment_dtype: how both moments are stored; bfloat16 halves their memory, int8
+    quarters it (train/moments.py). lora_b_ratio: learning rate of the `b` of adapters of projections over that of all
+    else: LoRA+ (Hayou et al. 2024, arXiv:2402.12354, who use 16).
     """
 
     learning_rate: float = 3e-4
@@ -34,6 +38,7 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.1
     moment_dtype: MomentDtype = "float32"
+    lora_b_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         if self.moment_dtype == "bfloat16" and self.b2 > 0.99:  # a change of 1 - b2 must exceed bfloat16's step, 2**-8
@@ -115,9 +120,11 @@ def make_optimizer(config: AdamW | Muon, axes: Axes) -> optax.GradientTransforma
             _stored_as(config.moment_dtype, optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)),
             optax.add_decayed_weights(config.weight_decay, decayed) if config.weight_decay else optax.identity(),
             optax.scale(-config.learning_rate),
+            optax.identity() if config.lora_b_ratio == 1.0 else _scaled_where(_is_lora_b, config.lora_b_ratio),
         )
     matrices = jax.tree.map(_muon_dims, axes, is_leaf=_is_names)
-    return optax.contrib.muon(
+    in_8_bits = config.moment_dtype == "int8"
+    muon = optax.contrib.muon(
         config.learning_rate,
         adam_learning_rate=config.adam_learning_rate,
         beta=config.beta,
@@ -128,9 +135,10 @@ def make_optimizer(config: AdamW | Muon, axes: Axes) -> optax.GradientTransforma
         adam_b1=config.adam_b1,
         adam_b2=config.adam_b2,
         eps=config.eps,
-        mu_dtype=config.moment_dtype,
+        mu_dtype="float32" if in_8_bits else config.moment_dtype,
         muon_weight_dimension_numbers=matrices,
     )
+    return stored_in_8_bits(muon) if in_8_bits else muon
 
 
 def peak_rates(config: AdamW | Muon) -> dict[str, float]:
@@ -151,8 +159,8 @@ def _muon_dims(names: Names) -> MuonDimensionNumbers | None:
 
 
 def _own_dims(names: Names) -> list[str | None]:
-    """Dims of one layer's parameter, without those that only stack layers."""
-    return [name for name in names if name != "layers"]
+    """Dims of one matrix or vector, without those that only stack some of them."""
+    return [name for name in names if name not in ("layers", "adapters")]
 
 
 def _is_names(value: Any) -> bool:
@@ -163,6 +171,8 @@ def _stored_as(dtype: MomentDtype, inner: optax.GradientTransformation) -> optax
     """`inner` computing in float32 while its moments rest in `dtype`: optax itself can store the first one only."""
     if dtype == "float32":
         return inner
+    if dtype == "int8":
+        return stored_in_8_bits(inner)
 
     def cast(state: Any, to: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.astype(to) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, state)
@@ -175,3 +185,18 @@ def _stored_as(dtype: MomentDtype, inner: optax.GradientTransformation) -> optax
         return updates, cast(state, dtype)
 
     return optax.GradientTransformation(init, update)
+
+
+def _is_lora_b(path: tuple) -> bool:
+    """Whether a parameter is the half of a projection's adapter that begins at zero."""
+    return len(path) > 2 and path[0].key == "layers" and [key.key for key in path[-2:]] == ["lora", "b"]
+
+
+def _scaled_where(chosen: Callable[[tuple], bool], factor: float) -> optax.GradientTransformation:
+    """Updates of the parameters at the chosen paths times a factor."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        scaled = lambda path, u: u * factor if chosen(path) else u  # noqa: E731
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

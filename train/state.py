@@ -1,7 +1,7 @@
 """Everything that a training step reads and changes, as one pytree, and how it is made: sharded from the start."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -11,10 +11,12 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from models.config import ModelConfig
-from models.sharding import logical_axes, param_shardings
+from models.sharding import logical_axes, mesh_size, param_shardings
 from models.transformer import CausalLM
+from models.tuning import Tuning, abstract_tuned, trained, tuned
 from train.optimizer import Axes
 
+PLAIN = Tuning()
 Params = dict[str, Any]  # nested names down to arrays
 Leaf = Any  # an array or a tree of them; of shapes or shardings where the whole state is abstract
 
@@ -24,8 +26,9 @@ Leaf = Any  # an array or a tree of them; of shapes or shardings where the whole
 class TrainState:
     """step: batches consumed, skipped ones included: the data position. skipped: how many of them were skipped.
 
-    params: arrays by nested name. ema: their moving average, or None. norm_mean: float32, running mean of the gradient
-    norm of the steps that were taken, against which a spike is measured.
+    params: what is trained, arrays by nested name: gradients, optimizer and moving average are of these alone.
+    frozen: the model's other parameters, which no step changes. ema: moving average of params, or None. norm_mean:
+    float32, running mean of the gradient norm of the steps that were taken, against which a spike is measured.
     """
 
     step: Leaf
@@ -34,27 +37,37 @@ class TrainState:
     ema: Leaf
     skipped: Leaf
     norm_mean: Leaf
+    frozen: Leaf = field(default_factory=dict)
 
 
-def describe_model(config: ModelConfig, mesh: Mesh | AbstractMesh) -> tuple[nnx.GraphDef, Axes, Params]:
-    """(structure, axis names of every parameter, sharding of every parameter) of a model of which no array exists."""
-    model = nnx.eval_shape(lambda: CausalLM(config, rngs=nnx.Rngs(0)))
-    graphdef, variables = nnx.split(model)
+def describe_model(
+    config: ModelConfig, mesh: Mesh | AbstractMesh, tuning: Tuning = PLAIN
+) -> tuple[nnx.GraphDef, Axes, Params]:
+    """(structure, axis names of every trained parameter, sharding of every parameter) of a model with no array yet."""
+    graphdef, variables = nnx.split(abstract_tuned(config, tuning))
     axes = jax.tree.map(
         lambda variable: variable.replace(logical_axes(variable)),
         variables,
         is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
     )
-    return graphdef, nnx.to_pure_dict(axes), nnx.to_pure_dict(param_shardings(variables, mesh))
+    kept = trained(variables, tuning)
+    axes = split_names(nnx.to_pure_dict(axes), lambda path: ".".join(path) in kept)[0]
+    return graphdef, axes, nnx.to_pure_dict(param_shardings(variables, mesh))
 
 
-def make_params(config: ModelConfig, seed: int) -> Params:
+def make_params(config: ModelConfig, seed: int, tuning: Tuning = PLAIN) -> Params:
     """Random parameters; to be traced, so that jit's out_shardings put every part where it belongs."""
-    return nnx.to_pure_dict(nnx.state(CausalLM(config, rngs=nnx.Rngs(seed))))
+    return nnx.to_pure_dict(nnx.state(tuned(CausalLM(config, rngs=nnx.Rngs(seed)), tuning, seed)))
 
 
-def new_state(params: Params, tx: optax.GradientTransformation, *, with_ema: bool) -> TrainState:
-    """The state before the first step."""
+def new_state(
+    params: Params, tx: optax.GradientTransformation, *, with_ema: bool, axes: Axes | None = None
+) -> TrainState:
+    """The state before the first step.
+
+    params: all of the model. axes: those that are trained (`describe_model`); None: all.
+    """
+    params, frozen = (params, {}) if axes is None else split_params(params, axes)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -62,6 +75,7 @@ def new_state(params: Params, tx: optax.GradientTransformation, *, with_ema: boo
         ema=jax.tree.map(jnp.copy, params) if with_ema else None,
         skipped=jnp.zeros((), jnp.int32),
         norm_mean=jnp.zeros((), jnp.float32),
+        frozen=frozen,
     )
 
 
@@ -74,12 +88,18 @@ def abstract_state(create: Callable[[], TrainState], placements: Params, mesh: M
     everywhere = NamedSharding(mesh, PartitionSpec())
     state = jax.eval_shape(create)
     by_path = {_names(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(placements)}
-    shapes = {_names(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
+    whole = whole_params(state.params, state.frozen)
+    shapes = {_names(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(whole)}
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         names = _names(path)
         owner = next((names[i:] for i in range(len(names)) if names[i:] in by_path), None)
-        sharding = by_path[owner] if owner is not None and shapes[owner] == leaf.shape else everywhere
+        sharding = everywhere
+        if owner is not None and shapes[owner] == leaf.shape:
+            sharding = by_path[owner]
+        elif owner is not None and len(shapes[owner]) == len(leaf.shape):  # scales of blocks of that parameter
+            spec = [e if s % mesh_size(mesh, e) == 0 else None for e, s in zip(by_path[owner].spec, leaf.shape)]
+            sharding = NamedSharding(mesh, PartitionSpec(*spec))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, state)
@@ -93,14 +113,49 @@ def shardings_of(abstract: TrainState) -> TrainState:
 def create_state(create: Callable[..., TrainState], abstract: TrainState, *arguments: Params) -> TrainState:
     """The state itself: made on the devices that keep it, never whole on one host.
 
-    arguments: what `create` is called with, such as parameters to start from.
+    arguments: what `create` is called with, such as parameters to start from; they are donated.
     """
-    return jax.jit(create, out_shardings=shardings_of(abstract))(*arguments)
+    donated = tuple(range(len(arguments)))
+    return jax.jit(create, out_shardings=shardings_of(abstract), donate_argnums=donated)(*arguments)
 
 
-def merge(graphdef: nnx.GraphDef, params: Params) -> Any:
+def merge(graphdef: nnx.GraphDef, params: Params, frozen: Params | None = None) -> Any:
     """The model with these parameters; works inside jit."""
-    return nnx.merge(graphdef, nnx.State(params))
+    return nnx.merge(graphdef, nnx.State(whole_params(params, frozen or {})))
+
+
+def whole_params(params: Params, frozen: Params) -> Params:
+    """All parameters of the model as one tree; arrays are shared."""
+    if not frozen:
+        return params
+    whole = dict(frozen)
+    for name, value in params.items():
+        whole[name] = whole_params(value, frozen[name]) if name in frozen else value
+    return whole
+
+
+def split_params(params: Params, axes: Axes) -> tuple[Params, Params]:
+    """(the parameters that `axes` names, the others)."""
+    leaves = jax.tree_util.tree_leaves_with_path(axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    named = {_names(path) for path, _ in leaves}
+    return split_names(params, lambda path: path in named)
+
+
+def split_names(
+    tree: Params, chosen: Callable[[tuple[str, ...]], bool], at: tuple[str, ...] = ()
+) -> tuple[Params, Params]:
+    """(leaves whose path is chosen, the others), each as nested as the tree, without empty parts."""
+    ours: Params = {}
+    others: Params = {}
+    for name, value in tree.items():
+        here = (*at, str(name))
+        if isinstance(value, dict):
+            for side, part in zip((ours, others), split_names(value, chosen, here)):
+                if part:
+                    side[name] = part
+        else:
+            (ours if chosen(here) else others)[name] = value
+    return ours, others
 
 
 def _names(path: tuple) -> tuple[str, ...]:

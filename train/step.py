@@ -8,7 +8,7 @@ were: the decision is made on the device, so nothing waits for it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from models.rows import DROPOUT_KEYS, row_keys
 from train.state import Params, TrainState, merge
 
 Batch = Mapping[str, Array]
@@ -76,17 +77,21 @@ def make_train_step(
     *,
     shardings: TrainState,
     batch_sharding: NamedSharding,
+    dropout: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step; its first argument is donated: use the state that it returns, never the one that went in.
 
     objective: what is minimised. schedule: step -> multiplier of the learning rates inside `tx`.
-    shardings: of every leaf of the state; batch_sharding: of every [B, T] array of the batch.
+    shardings: of every leaf of the state; batch_sharding: of every [B, ...] array of the batch. dropout: hand the
+    objective a key for every row, made from (train.seed, step, row) alone.
     Metrics are float32 scalars on the device: `loss` (nats per unit of weight), `gradient_norm` (before clipping),
     `schedule`, `tokens` (not padding), `skipped` (1 where this step changed nothing), `skipped_total`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        sums, gradients = accumulate(objective, graphdef, state.params, batch, config.grad_accum_steps)
+        if dropout:
+            batch = dict(batch) | {DROPOUT_KEYS: row_keys(config.seed, state.step, batch["segment_ids"].shape[0])}
+        sums, gradients = accumulate(objective, graphdef, state.params, batch, config.grad_accum_steps, state.frozen)
         weight = jnp.maximum(sums.pop("weight"), jnp.finfo(jnp.float32).tiny)  # a batch of padding alone
         metrics = {name: value / weight for name, value in sums.items()}
 
@@ -112,9 +117,9 @@ def make_train_step(
             skipped=state.skipped,
             norm_mean=jnp.where(state.norm_mean == 0, norm, SPIKE_MEMORY * state.norm_mean + (1 - SPIKE_MEMORY) * norm),
         )
-        new = jax.tree.map(lambda after, before: jnp.where(taken, after, before), new, state)
+        new = jax.tree.map(lambda after, before: jnp.where(taken, after, before), new, replace(state, frozen={}))
         skipped = 1 - taken.astype(jnp.int32)
-        new = _with_counts(new, step=state.step + 1, skipped=state.skipped + skipped)
+        new = replace(new, step=state.step + 1, skipped=state.skipped + skipped, frozen=state.frozen)
         metrics |= {"gradient_norm": norm, "schedule": rate, "tokens": jnp.sum(batch["segment_ids"] > 0)}
         metrics |= {"skipped": skipped, "skipped_total": new.skipped}
         return new, {name: value.astype(jnp.float32) for name, value in metrics.items()}
@@ -129,16 +134,23 @@ def make_train_step(
 
 
 def accumulate(
-    objective: Objective, graphdef: nnx.GraphDef, params: Params, batch: Batch, micro_batches: int
+    objective: Objective,
+    graphdef: nnx.GraphDef,
+    params: Params,
+    batch: Batch,
+    micro_batches: int,
+    frozen: Params | None = None,
 ) -> tuple[Metrics, Params]:
     """(sums to report, gradients of the summed objective) over all rows of the batch, not yet divided by any weight.
+
+    Gradients are of `params` alone; `frozen` holds the model's other parameters.
 
     With micro_batches > 1 the rows are visited in as many parts by a scan, gradients added in their own dtype; part i
     takes the rows i, i + micro_batches, ..., so that every device has its share of every part.
     """
 
     def sum_of(params: Params, batch: Batch) -> tuple[Array, Metrics]:
-        return objective(merge(graphdef, params), batch)
+        return objective(merge(graphdef, params, frozen), batch)
 
     gradient = jax.value_and_grad(sum_of, has_aux=True)
     if micro_batches == 1:
@@ -160,14 +172,3 @@ def _moving_average(ema: Params | None, params: Params, decay: float | None) -> 
     if ema is None or decay is None:
         return None
     return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
-
-
-def _with_counts(state: TrainState, *, step: Array, skipped: Array) -> TrainState:
-    return TrainState(
-        step=step,
-        params=state.params,
-        opt_state=state.opt_state,
-        ema=state.ema,
-        skipped=skipped,
-        norm_mean=state.norm_mean,
-    )

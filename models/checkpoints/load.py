@@ -7,6 +7,7 @@ No torch, no pickles, no remote code. A Sluice run is loaded by models.checkpoin
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ from models.checkpoints.names import HF_TABLES
 from models.checkpoints.run import load_run, read_run_config, run_tokenizer
 from models.checkpoints.tensors import SafetensorsFolder
 from models.checkpoints.tokenizer import ChatTemplate, TextTokenizer, load_tokenizer_folder
-from models.checkpoints.weights import load_weights
+from models.checkpoints.weights import parameter_paths, read_weights
 from models.config import ModelConfig
-from models.transformer import CausalLM
+from models.transformer import CausalLM, abstract_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +77,10 @@ def checkpoint_config(where: Location) -> ModelConfig:
 
 
 def load_tokenizer(where: Location) -> TextTokenizer | None:
-    """The tokenizer that belongs to a checkpoint; None where a folder has none."""
+    """The tokenizer that belongs to a checkpoint; None where it has none."""
     if where.kind == "gguf":
-        return gguf_tokenizer(GgufFile(where.path))
+        file = GgufFile(where.path)
+        return gguf_tokenizer(file) if "tokenizer.ggml.tokens" in file.metadata else None
     if where.kind == "run":
         return run_tokenizer(where.path)
     return load_tokenizer_folder(where.path) if (where.path / "tokenizer.json").exists() else None
@@ -87,14 +89,26 @@ def load_tokenizer(where: Location) -> TextTokenizer | None:
 def _load_model(where: Location, config: ModelConfig, mesh: Mesh | None, param_dtype: str | None) -> CausalLM:
     if where.kind == "run":
         return load_run(where.path, config, mesh=mesh, param_dtype=param_dtype)
+    graph, state = nnx.split(abstract_model(config))
+    paths = parameter_paths(state)
+    read = read_parameters(where, config, mesh, param_dtype)
+    return with_stored_dtype(nnx.merge(graph, nnx.from_flat_state({paths[path]: leaf for path, leaf in read})))
+
+
+def read_parameters(
+    where: Location, config: ModelConfig, mesh: Mesh | None, param_dtype: str | None
+) -> Iterator[tuple[str, nnx.Variable]]:
+    """(dotted path, variable) of every parameter of a checkpoint, one after the other: none is kept here."""
     options: dict[str, Any] = {"origin": str(where.path), "mesh": mesh, "param_dtype": param_dtype}
-    if where.kind == "gguf":
+    if where.kind == "run":
+        state = nnx.state(load_run(where.path, config, mesh=mesh, param_dtype=param_dtype))
+        yield from ((".".join(map(str, path)), leaf) for path, leaf in nnx.to_flat_state(state))
+    elif where.kind == "gguf":
         file = GgufFile(where.path)
-        model = load_weights(file, gguf_table(file.architecture), config, **options)
+        yield from read_weights(file, gguf_table(file.architecture), config, **options)
     else:
         table = HF_TABLES[read_hf_config(where.path)["model_type"]]
-        model = load_weights(SafetensorsFolder(where.path), table, config, **options)
-    return with_stored_dtype(model)
+        yield from read_weights(SafetensorsFolder(where.path), table, config, **options)
 
 
 def with_stored_dtype(model: CausalLM) -> CausalLM:
@@ -113,13 +127,18 @@ def load_params(location: str | Path, config: ModelConfig, mesh: Mesh) -> dict[s
     the context length may differ.
     """
     where = resolve(location)
+    model = _load_model(where, matching_config(where, config), mesh, "float32")
+    return nnx.to_pure_dict(nnx.state(model))
+
+
+def matching_config(where: Location, config: ModelConfig) -> ModelConfig:
+    """The config of a checkpoint; ValueError naming the parts in which it is another model than `config`."""
     found = checkpoint_config(where)
     ours, theirs = _comparable(config), _comparable(found)
     other = [f"{k}={theirs[k]!r} there, {ours[k]!r} here" for k in ours if ours[k] != theirs[k]]
     if other:
-        raise ValueError(f"init_from {location} is another model: {'; '.join(other)}; set the model section to match")
-    model = _load_model(where, found, mesh, "float32")
-    return nnx.to_pure_dict(nnx.state(model))
+        raise ValueError(f"init_from {where.path} is another model: {'; '.join(other)}; set the model section to match")
+    return found
 
 
 def _comparable(config: ModelConfig) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Tensors of a checkpoint onto the devices: each device reads its own slice of the map, one parameter at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from models.sharding import param_shardings
 from models.transformer import CausalLM, abstract_model
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
+ALIGNMENT = 64  # bytes; XLA's least alignment of a buffer on a CPU
 
 
 def parameter_paths(state: Any) -> dict[str, tuple]:
@@ -40,6 +41,22 @@ def load_weights(
     Errors: ValueError that names missing, unexpected and misshapen tensors.
     """
     graph, state = nnx.split(abstract_model(config))
+    paths = parameter_paths(state)
+    read = read_weights(source, table, config, origin=origin, mesh=mesh, param_dtype=param_dtype)
+    return nnx.merge(graph, nnx.from_flat_state({paths[path]: variable for path, variable in read}))
+
+
+def read_weights(
+    source: TensorSource,
+    table: Mapping[str, Rule],
+    config: ModelConfig,
+    *,
+    origin: str,
+    mesh: Mesh | None = None,
+    param_dtype: str | None = None,
+) -> Iterator[tuple[str, nnx.Variable]]:
+    """(dotted path, variable) of every parameter, read one after the other; arguments and errors as `load_weights`."""
+    _, state = nnx.split(abstract_model(config))
     leaves = dict(nnx.to_flat_state(state))
     paths = parameter_paths(state)
     rules = select(table, paths)
@@ -47,15 +64,13 @@ def load_weights(
     check_shapes(source, {path: leaves[paths[path]].get_value().shape for path in rules}, rules, names, origin)
     check_tied(source, config, table, origin)
     shardings = None if mesh is None else dict(nnx.to_flat_state(param_shardings(state, mesh)))
-    loaded = {}
     for path, rule in rules.items():
         leaf = leaves[paths[path]]
         shape = leaf.get_value().shape
         dtype = np.dtype(param_dtype) if param_dtype else _common_dtype(source, names[path])
         sharding = SingleDeviceSharding(jax.devices()[0]) if shardings is None else shardings[paths[path]].get_value()
         values = _read_parameter(source, rule, names[path], config, shape, dtype, sharding)
-        loaded[paths[path]] = leaf.replace(values)
-    return nnx.merge(graph, nnx.from_flat_state(loaded))
+        yield path, leaf.replace(values)
 
 
 def resolve_names(
@@ -123,6 +138,14 @@ def _common_dtype(source: TensorSource, names: list[str]) -> np.dtype:
     return BF16 if {source.dtype(name) for name in names} == {BF16} else np.dtype(np.float32)
 
 
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that begins at a multiple of 64 bytes, which a CPU device takes over without a copy."""
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.__array_interface__["data"][0] % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
 def _read_parameter(
     source: TensorSource,
     rule: Rule,
@@ -132,7 +155,11 @@ def _read_parameter(
     dtype: np.dtype,
     sharding: Any,
 ) -> jax.Array:
-    """One parameter. Each distinct slice is read once, layer by layer, straight into the buffer that is handed over."""
+    """One parameter. Each distinct slice is read once, layer by layer, straight into the buffer that is handed over.
+
+    Beside the parameters that are loaded already, the host holds one tensor of the file and one slice: what was read
+    of the file is let go, and a device that is this host's memory takes the buffer as it is.
+    """
     made: dict[str, np.ndarray] = {}
 
     def read(index: Any) -> np.ndarray:
@@ -141,13 +168,13 @@ def _read_parameter(
         return made[key]
 
     def assemble(index: tuple[slice, ...]) -> np.ndarray:
-        if not rule.stacked:
-            return np.ascontiguousarray(rule.ours(source.view(names[0]), config)[index], dtype=dtype)
-        layers = range(len(names))[index[0]]
-        extent = [len(range(size)[cut]) for size, cut in zip(shape[1:], index[1:])]
-        out = np.empty((len(layers), *extent), dtype)
+        out = aligned_empty(tuple(len(range(size)[cut]) for size, cut in zip(shape, index)), dtype)
+        layers = range(len(names))[index[0]] if rule.stacked else (0,)
         for place, layer in enumerate(layers):
-            out[place] = rule.ours(source.view(names[layer]), config)[index[1:]]
+            values = rule.ours(source.view(names[layer]), config)
+            out[place if rule.stacked else ...] = values[index[1:] if rule.stacked else index]
+            del values
+            source.release(names[layer])
         return out
 
     return jax.make_array_from_callback(shape, sharding, read, dtype=jnp.dtype(dtype))

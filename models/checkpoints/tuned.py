@@ -1,0 +1,109 @@
+"""A checkpoint's weights as the base of a tuned model: every projection gets its adapters and is quantised as it comes.
+
+The float model is never whole in memory: a projection is read, adapted, quantised and let go before the next one.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import xxhash
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, UInt32
+
+from models.checkpoints.load import matching_config, read_parameters
+from models.checkpoints.location import resolve
+from models.config import ModelConfig
+from models.layers import Linear
+from models.lora import adapt_linear, adaptable, attach, choose, path_key
+from models.quantize import quantized_linear, round_trip
+from models.sharding import param_shardings
+from models.transformer import CausalLM, abstract_model
+from models.tuning import Tuning, abstract_tuned
+
+Params = dict[str, Any]
+
+
+def load_tuned(
+    location: str | Path, config: ModelConfig, mesh: Mesh, tuning: Tuning, *, seed: int
+) -> tuple[Params, str]:
+    """(all parameters of the tuned model as nested dicts on `mesh`, the fingerprint of the checkpoint's weights).
+
+    The same values as `models.tuning.tuned` gives on the loaded model. Weights are `config.param_dtype`.
+    Errors: ValueError where the checkpoint is another model than `config`, or as of `add_lora` and `quantize`.
+    """
+    where = resolve(location)
+    found = matching_config(where, config)
+    placements = nnx.to_pure_dict(param_shardings(nnx.state(abstract_tuned(config, tuning)), mesh))
+    model = abstract_model(config)
+    places = adaptable(model)
+    chosen = set(choose(tuning.lora, places)) if tuning.lora is not None else set()
+    key = nnx.Rngs(seed).params()
+    params: Params = {}
+    sums: dict[str, Array] = {}
+    for path, variable in read_parameters(where, found, mesh, config.param_dtype):
+        values = variable.get_value()
+        sums[path] = checksum(values)
+        *names, leaf = path.split(".")
+        inner, place = params, placements
+        for name in names:
+            inner, place = inner.setdefault(name, {}), place[name]
+        owner = ".".join(names)
+        if leaf == "kernel" and owner in places and owner != "lm_head":
+            make = partial(
+                _tuned_kernel, places[owner], owner, tuning if owner in chosen else replace(tuning, lora=None)
+            )
+            shardings = {name: part for name, part in place.items() if name != "bias"}
+            inner |= jax.jit(make, out_shardings=shardings, donate_argnums=0)(values, path_key(key, owner))
+        else:
+            inner[leaf] = values
+        del variable, values
+    for name in sorted(chosen & {"embedding", "lm_head"}):
+        adapt = partial(_table_adapter, model, name, tuning)
+        tables = {part: params[part] for part in ("embedding", "lm_head") if part in params}
+        make = jax.jit(adapt, out_shardings=placements[f"{name}_lora"])
+        params[f"{name}_lora"] = make(tables, path_key(key, name))
+    return params, combined({path: int(value) for path, value in sums.items()})
+
+
+def _tuned_kernel(linear: Linear, path: str, tuning: Tuning, kernel: Array, key: Array) -> Params:
+    """The parts that one projection's kernel becomes, without its bias."""
+    linear = nnx.clone(linear)
+    linear.kernel, linear.bias = linear.kernel.replace(kernel), None
+    if tuning.lora is not None:
+        adapt_linear(linear, path, tuning.lora, key, None if tuning.quantize is None else round_trip(tuning.quantize))
+    part: Any = linear if tuning.quantize is None else quantized_linear(linear, tuning.quantize, path)
+    return nnx.to_pure_dict(nnx.state(part))
+
+
+def _table_adapter(model: CausalLM, name: str, tuning: Tuning, tables: Params, key: Array) -> Params:
+    """The adapter of the token table or of the output."""
+    assert tuning.lora is not None
+    model = nnx.clone(model)
+    model.embedding = model.embedding.replace(tables["embedding"])
+    if model.lm_head is not None:
+        model.lm_head.kernel = model.lm_head.kernel.replace(tables["lm_head"]["kernel"])
+    attach(model, name, model, tuning.lora, key, None)
+    return nnx.to_pure_dict(nnx.state(getattr(model, f"{name}_lora")))
+
+
+@jax.jit
+def checksum(values: Array) -> UInt32[Array, ""]:
+    """A sum over the bits of an array in which every place has its own factor: whole numbers, so that no mesh, order of
+    summation or device changes it."""
+    size = values.dtype.itemsize
+    bits = jax.lax.bitcast_convert_type(values, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[size]).astype(jnp.uint32)
+    places = jnp.zeros(values.shape, jnp.uint32)
+    for dim, length in enumerate(values.shape):
+        places = places * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, values.shape, dim)
+    factors = (places * jnp.uint32(2654435761)) ^ (places >> 7)  # Knuth's multiplicative hash
+    return jnp.sum(bits * (factors | 1), dtype=jnp.uint32)
+
+
+def combined(sums: dict[str, int]) -> str:
+    """One fingerprint of many arrays' sums, by name."""
+    return xxhash.xxh3_128_hexdigest(repr(sorted(sums.items())).encode())
