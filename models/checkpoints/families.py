@@ -48,11 +48,11 @@ def read_config(config: Json, source: str) -> ModelConfig:
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
     """The config.json that gives the same model in transformers; ValueError where no family expresses this one."""
-    wanted = _mathematics(config)
+    wanted = mathematics(config)
     for kind, family in FAMILIES.items():
         try:
             written = {"model_type": kind, "architectures": [family.architecture], **family.write(config)}
-            if _mathematics(family.read(written)) == wanted:
+            if mathematics(family.read(written)) == wanted:
                 return written
         except (AttributeError, KeyError, ValueError):
             continue  # this family has no word for one of the parts
@@ -62,7 +62,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     )
 
 
-def _mathematics(config: ModelConfig) -> ModelConfig:
+def mathematics(config: ModelConfig) -> ModelConfig:
     """The config without what does not change the function: dtypes, execution, an equal spelling of the same value."""
     attention = dataclasses.replace(config.attention, query_scale=config.query_scale)
     pattern = repeating(config.blocks)

@@ -13,6 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from models.checkpoints.tensors import release_pages
+
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 PLAIN = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 30: np.dtype(ml_dtypes.bfloat16)}  # ggml type numbers
@@ -124,6 +126,11 @@ class GgufFile:
         except NotImplementedError:
             raise ValueError(f"{self.path}: tensor {name} has a quantisation that gguf cannot dequantise") from None
         return values.reshape(shape)
+
+    def release(self, name: str) -> None:
+        """Let go of the tensor's pages."""
+        shape, kind, offset = self._entries[name]
+        release_pages(self._map, self._base + offset, self._num_bytes(shape, kind))
 
     def _num_bytes(self, shape: tuple[int, ...], kind: int) -> int:
         size = int(np.prod(shape, dtype=np.int64))

@@ -4,6 +4,7 @@ The split expressions belong to the names in `tokenizer.ggml.pre`; they are thos
 files (SmolLM2, GPT-2, Llama 3, Qwen2). An unknown name is refused, since a wrong split gives readable but wrong ids.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -23,17 +24,21 @@ SPACE = "▁"  # SentencePiece's mark
 
 def gguf_tokenizer(file: GgufFile) -> TextTokenizer:
     """The tokenizer, its special ids and its chat template; ValueError where the file's kind is not known."""
-    meta = file.metadata
+    return tokenizer_of(file.metadata, str(file.path))
+
+
+def tokenizer_of(meta: Mapping[str, Any], origin: str) -> TextTokenizer:
+    """The tokenizer that GGUF metadata describes. origin: what messages call the file."""
     kind = meta.get("tokenizer.ggml.model")
     if "tokenizer.ggml.tokens" not in meta:
-        raise ValueError(f"{file.path} carries no vocabulary (tokenizer.ggml.tokens); give a Hugging Face folder")
+        raise ValueError(f"{origin} carries no vocabulary (tokenizer.ggml.tokens); give a Hugging Face folder")
     tokens: list[str] = meta["tokenizer.ggml.tokens"]
     if kind == "gpt2":
         backend = _byte_level(meta, tokens)
     elif kind == "llama":
         backend = _sentencepiece(meta, tokens)
     else:
-        raise ValueError(f"{file.path} has a tokenizer of kind {kind!r}; expected 'gpt2' or 'llama'")
+        raise ValueError(f"{origin} has a tokenizer of kind {kind!r}; expected 'gpt2' or 'llama'")
     types: list[int] = meta.get("tokenizer.ggml.token_type", [1] * len(tokens))
     backend.add_special_tokens(
         [AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, types) if k in (UNKNOWN, CONTROL)]
@@ -55,7 +60,7 @@ def gguf_tokenizer(file: GgufFile) -> TextTokenizer:
     )
 
 
-def _byte_level(meta: dict[str, Any], tokens: list[str]) -> Tokenizer:
+def _byte_level(meta: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
     name = meta.get("tokenizer.ggml.pre", "default")
     split: dict[str, list[Any]] = {
         "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
@@ -81,20 +86,19 @@ def _regex_split(expression: str) -> list[Any]:
     return [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
 
 
-def _sentencepiece(meta: dict[str, Any], tokens: list[str]) -> Tokenizer:
-    """SentencePiece BPE as merges: every way to join two pieces of the vocabulary, the best scored first."""
+def _sentencepiece(meta: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
+    """SentencePiece BPE as merges: every way to join two pieces of the vocabulary, the best scored piece first."""
     scores = meta["tokenizer.ggml.scores"]
     types = meta.get("tokenizer.ggml.token_type", [1] * len(tokens))
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    ranked: list[tuple[float, int, int, tuple[str, str]]] = []
-    for token, score, kind in zip(tokens, scores, types):
-        if kind in (UNKNOWN, CONTROL, BYTE):
-            continue
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in vocabulary and right in vocabulary:
-                ranked.append((-score, vocabulary[left], vocabulary[right], (left, right)))
-    merges = [pair for *_, pair in sorted(ranked)]
+    pieces = [i for i, kind in enumerate(types) if kind not in (UNKNOWN, CONTROL, BYTE)]
+    known = {tokens[i] for i in pieces}
+    merges = [
+        (tokens[i][:cut], tokens[i][cut:])
+        for i in sorted(pieces, key=lambda i: -scores[i])
+        for cut in range(1, len(tokens[i]))
+        if tokens[i][:cut] in known and tokens[i][cut:] in known
+    ]
     unknown = tokens[meta.get("tokenizer.ggml.unknown_token_id", 0)]
     backend = Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)

@@ -20,7 +20,7 @@ class Rule:
     """One tensor of a checkpoint, as seen from our parameter.
 
     transpose: the checkpoint stores [out, in].
-    part: (index, count): our parameter is that slice of the tensor's last dim, cut in `count` equal pieces.
+    part: (index, count): our parameter is that piece of `count` equal ones along the tensor's output dim.
     interleaved: rows of each head come as pairs (0, H/2), (1, H/2 + 1), ...; "q" or "kv" says how many heads.
     plus: what the checkpoint's values exceed ours by (GGUF stores Gemma's 1 + w).
     """
@@ -38,15 +38,15 @@ class Rule:
 
     def ours(self, theirs: np.ndarray, config: ModelConfig) -> np.ndarray:
         """The parameter of one layer out of the checkpoint's tensor: a view wherever numpy can make one."""
-        if self.part is not None:
-            width = theirs.shape[-1] // self.part[1]
-            theirs = theirs[..., self.part[0] * width : (self.part[0] + 1) * width]
         if self.interleaved is not None:
             heads = config.num_heads if self.interleaved == "q" else config.num_kv_heads
             paired = theirs.reshape(heads, config.head_dim // 2, 2, *theirs.shape[1:])
             theirs = paired.swapaxes(1, 2).reshape(theirs.shape)
         if self.transpose:
             theirs = theirs.T
+        if self.part is not None:
+            width = theirs.shape[-1] // self.part[1]
+            theirs = theirs[..., self.part[0] * width : (self.part[0] + 1) * width]
         return theirs - np.asarray(self.plus, theirs.dtype) if self.plus else theirs
 
     def theirs(self, ours: list[np.ndarray], config: ModelConfig) -> np.ndarray:
@@ -62,8 +62,8 @@ class Rule:
 
     def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that the checkpoint's tensor must have for one layer of our parameter."""
-        shape = tuple(reversed(ours)) if self.transpose else tuple(ours)
-        return shape if self.part is None else (*shape[:-1], shape[-1] * self.part[1])
+        shape = tuple(ours) if self.part is None else (*ours[:-1], ours[-1] * self.part[1])
+        return tuple(reversed(shape)) if self.transpose else shape
 
 
 def _linear(name: str, **kwargs) -> Rule:
@@ -144,6 +144,41 @@ GGUF_NEOX: Mapping[str, Rule] = {  # architectures whose rotation pairs halves, 
     "layers.mlp.gate.kernel": _linear("blk.{i}.ffn_gate.weight"),
     "layers.mlp.up.kernel": _linear("blk.{i}.ffn_up.weight"),
     "layers.mlp.down.kernel": _linear("blk.{i}.ffn_down.weight"),
+}
+
+GGUF_GEMMA: Mapping[str, Rule] = {  # norms are stored as 1 + w; llama.cpp's own (1 + w) is plain multiplication
+    **GGUF_NEOX,
+    "layers.attention_out_norm.scale": Rule("blk.{i}.post_attention_norm.weight", plus=1.0),
+    "layers.mlp_out_norm.scale": Rule("blk.{i}.post_ffw_norm.weight", plus=1.0),
+    "final_norm.scale": Rule("output_norm.weight", plus=1.0),
+    "layers.attention_norm.scale": Rule("blk.{i}.attn_norm.weight", plus=1.0),
+    "layers.attention.q_norm.scale": Rule("blk.{i}.attn_q_norm.weight", plus=1.0),
+    "layers.attention.k_norm.scale": Rule("blk.{i}.attn_k_norm.weight", plus=1.0),
+    "layers.mlp_norm.scale": Rule("blk.{i}.ffn_norm.weight", plus=1.0),
+}
+
+GGUF_GPT2: Mapping[str, Rule] = {
+    "embedding": Rule("token_embd.weight"),
+    "position_embedding": Rule("position_embd.weight"),
+    "final_norm.scale": Rule("output_norm.weight"),
+    "final_norm.bias": Rule("output_norm.bias"),
+    "lm_head.kernel": _linear("output.weight"),
+    "layers.attention_norm.scale": Rule("blk.{i}.attn_norm.weight"),
+    "layers.attention_norm.bias": Rule("blk.{i}.attn_norm.bias"),
+    "layers.attention.q.kernel": _linear("blk.{i}.attn_qkv.weight", part=(0, 3)),
+    "layers.attention.k.kernel": _linear("blk.{i}.attn_qkv.weight", part=(1, 3)),
+    "layers.attention.v.kernel": _linear("blk.{i}.attn_qkv.weight", part=(2, 3)),
+    "layers.attention.q.bias": Rule("blk.{i}.attn_qkv.bias", part=(0, 3)),
+    "layers.attention.k.bias": Rule("blk.{i}.attn_qkv.bias", part=(1, 3)),
+    "layers.attention.v.bias": Rule("blk.{i}.attn_qkv.bias", part=(2, 3)),
+    "layers.attention.out.kernel": _linear("blk.{i}.attn_output.weight"),
+    "layers.attention.out.bias": Rule("blk.{i}.attn_output.bias"),
+    "layers.mlp_norm.scale": Rule("blk.{i}.ffn_norm.weight"),
+    "layers.mlp_norm.bias": Rule("blk.{i}.ffn_norm.bias"),
+    "layers.mlp.up.kernel": _linear("blk.{i}.ffn_up.weight"),
+    "layers.mlp.up.bias": Rule("blk.{i}.ffn_up.bias"),
+    "layers.mlp.down.kernel": _linear("blk.{i}.ffn_down.weight"),
+    "layers.mlp.down.bias": Rule("blk.{i}.ffn_down.bias"),
 }
 
 GGUF_LLAMA: Mapping[str, Rule] = {

@@ -18,8 +18,8 @@ from models.sharding import param_shardings
 from models.transformer import CausalLM, abstract_model
 
 
-def read_run_config(folder: Path) -> ModelConfig:
-    """The model section of RUN/config.json, as a `ModelConfig`."""
+def read_run_json(folder: Path) -> dict[str, Any]:
+    """RUN/config.json, its resolved config; ValueError where the folder is no run."""
     path = folder / "config.json"
     if not path.exists():
         raise ValueError(f"{folder} has checkpoints but no config.json: expected a run folder written by train.main")
@@ -27,7 +27,17 @@ def read_run_config(folder: Path) -> ModelConfig:
     found = found.get("config", found)
     if "model" not in found:
         raise ValueError(f"{path} has no model section: expected the config.json of a run")
-    return typing.cast(ModelConfig, _value(found["model"], str(path)))
+    return found
+
+
+def read_run_config(folder: Path) -> ModelConfig:
+    """The model section of RUN/config.json, as a `ModelConfig`."""
+    return typing.cast(ModelConfig, _value(read_run_json(folder)["model"], str(folder / "config.json")))
+
+
+def read_run_seq_len(folder: Path) -> int | None:
+    """Inputs of a row that the run trains on, tokens; None where its config does not say."""
+    return read_run_json(folder).get("loader", {}).get("seq_len")
 
 
 def _value(value: Any, origin: str) -> Any:
@@ -53,7 +63,8 @@ def load_run(
 ) -> CausalLM:
     """The model of a run's checkpoint (None: the newest step), placed on `mesh` whatever mesh had saved it.
 
-    Only the item `params` is read. Errors: ValueError where the run has no whole checkpoint.
+    The weights are those that the run evaluates itself: their moving average where it keeps one (item `ema`), else
+    `params`. Nothing else is read. Errors: ValueError where the run has no whole checkpoint.
     """
     from orbax.checkpoint import v1 as ocp  # seconds to import, and only runs need it
 
@@ -72,8 +83,9 @@ def load_run(
         if latest is None:
             raise ValueError(f"{folder} has no whole checkpoint yet: train it further, or give another run")
         chosen = latest.step if step is None else step
+        item = "ema" if (where / str(chosen) / "ema").is_dir() else "params"
         try:
-            params = checkpointer.load_checkpointables(chosen, {"params": abstract})["params"]
+            params = checkpointer.load_checkpointables(chosen, {item: abstract})[item]
         except Exception as error:  # Orbax raises many kinds; a user wants the sentence
             reason = str(error).strip().split("\n")[0][:200]
             raise ValueError(f"checkpoint {where / str(chosen)} could not be read: {reason}") from None

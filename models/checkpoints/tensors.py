@@ -6,6 +6,7 @@ somebody slices. Writing streams one tensor at a time, so a model never needs to
 """
 
 import json
+import mmap
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -50,20 +51,33 @@ class TensorSource(Protocol):
         """The tensor; a map of the file where the format allows it, so slice before copying."""
         ...
 
+    def release(self, name: str) -> None:
+        """Let go of the tensor's mapped pages, which count as this process's memory once they were read."""
+        ...
+
+
+def release_pages(mapped: mmap.mmap, start: int, length: int) -> None:
+    """Let go of the pages of a read-only map of a file; a later read brings them back. Does nothing where it cannot."""
+    if hasattr(mmap, "MADV_DONTNEED") and length:
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, first, start + length - first)
+
 
 class SafetensorsFolder:
     """All tensors of a folder: one `model.safetensors` or the shards that its index names."""
 
     def __init__(self, folder: Path):
         self._views: dict[str, np.ndarray] = {}
+        self._places: dict[str, tuple[mmap.mmap, int]] = {}  # of every tensor: its file's map, its first byte there
         for path, names in _files_of(folder).items():
-            found = open_safetensors(path)
+            mapped, found, starts = map_safetensors(path)
             missing = sorted(names - found.keys()) if names else []
             if missing:
                 raise ValueError(
                     f"{path.name} lacks tensors that {INDEX_NAME} promises: {_some(missing)}; copy it again"
                 )
             self._views.update(found)
+            self._places.update({name: (mapped, start) for name, start in starts.items()})
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every tensor with its shape."""
@@ -76,6 +90,10 @@ class SafetensorsFolder:
     def view(self, name: str) -> np.ndarray:
         """A read-only map of the tensor's bytes."""
         return self._views[name]
+
+    def release(self, name: str) -> None:
+        """Let go of the tensor's pages."""
+        release_pages(*self._places[name], self._views[name].nbytes)
 
 
 def _some(names: Sequence[str], limit: int = 4) -> str:
@@ -108,6 +126,11 @@ def _files_of(folder: Path) -> dict[Path, set[str]]:
 
 def open_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Memory-mapped views of every tensor of one file; ValueError where the file is cut short or malformed."""
+    return map_safetensors(path)[1]
+
+
+def map_safetensors(path: Path) -> tuple[mmap.mmap, dict[str, np.ndarray], dict[str, int]]:
+    """(the map of one file, a view of each tensor, the byte of the map at which each begins); errors as above."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -123,19 +146,21 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
     expected = base + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < expected:
         raise ValueError(f"{path} is truncated: {size:,} bytes of {expected:,}; download it again")
-    raw = np.memmap(path, dtype=np.uint8, mode="r")
-    return {name: _view(raw, base, name, entry, path) for name, entry in header.items()}
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    views = {name: _view(mapped, base, name, entry, path) for name, entry in header.items()}
+    return mapped, views, {name: base + entry["data_offsets"][0] for name, entry in header.items()}
 
 
-def _view(raw: np.ndarray, base: int, name: str, entry: dict, path: Path) -> np.ndarray:
+def _view(mapped: mmap.mmap, base: int, name: str, entry: dict, path: Path) -> np.ndarray:
     dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
         raise ValueError(f"{path}: tensor {name} has dtype {entry['dtype']}; expected one of {', '.join(DTYPES)}")
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
-    if end - begin != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+    if begin < 0 or end - begin != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
         raise ValueError(f"{path}: tensor {name} of shape {shape} does not fit its {end - begin} bytes; copy it again")
-    return np.asarray(raw[base + begin : base + end]).view(dtype).reshape(shape)
+    return np.frombuffer(mapped, np.uint8, count=end - begin, offset=base + begin).view(dtype).reshape(shape)
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
