@@ -42,6 +42,7 @@ def run(argv: list[str]) -> int:
     from models.decode import DecodeConfig, Decoder
     from models.generation import stream_text
     from models.sampling import SamplingConfig
+    from models.specs import text_tokenizer
 
     use_compile_cache()
     config = DecodeConfig(
@@ -60,12 +61,11 @@ def run(argv: list[str]) -> int:
     )
     started = time.perf_counter()
     loaded = load_checkpoint(arguments.checkpoint, dtype=arguments.dtype)
-    if loaded.tokenizer is None:
-        raise ValueError(f"{loaded.location.path} has no tokenizer.json: text cannot be turned into ids")
+    tokenizer = text_tokenizer(loaded)
     prompt = arguments.prompt
     if arguments.chat is not None:
         messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
-        prompt = loaded.tokenizer.render_chat([*messages, {"role": "user", "content": arguments.chat}])
+        prompt = tokenizer.render_chat([*messages, {"role": "user", "content": arguments.chat}])
     decoder = Decoder(loaded.model)
     shown = loaded.config
     print(
@@ -75,7 +75,7 @@ def run(argv: list[str]) -> int:
     )
     if arguments.prompt is not None:
         print(prompt, end="", flush=True)
-    for piece in stream_text(decoder, loaded.tokenizer, prompt, config):
+    for piece in stream_text(decoder, tokenizer, prompt, config):
         print(piece, end="", flush=True)
     print()
     return 0

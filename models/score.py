@@ -72,14 +72,13 @@ def run(argv: list[str]) -> int:
     arguments = parse_arguments(argv)
     from models.checkpoints.load import load_checkpoint
     from models.scoring import Scorer, ScoringConfig
+    from models.specs import text_tokenizer
 
     use_compile_cache()
     documents = read_documents(arguments.input)
     config = ScoringConfig(window=arguments.window, stride=arguments.stride)
     loaded = load_checkpoint(arguments.checkpoint, dtype=arguments.dtype)
-    if loaded.tokenizer is None:
-        raise ValueError(f"{loaded.location.path} has no tokenizer.json: text cannot be turned into ids")
-    nats, tokens = Scorer(loaded.model, loaded.tokenizer, config).score([text for _, text in documents])
+    nats, tokens = Scorer(loaded.model, text_tokenizer(loaded), config).score([text for _, text in documents])
     lines = [
         json.dumps({"id": name, **measures(n, count, text)}) for (name, text), n, count in zip(documents, nats, tokens)
     ]

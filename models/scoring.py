@@ -70,6 +70,14 @@ class Piece:
         return self.end - self.start - 1
 
 
+@dataclass(frozen=True)
+class TokenScores:
+    """Of every token of a document after the first: -log p, nats, float32; whether no other token is likelier."""
+
+    nats: np.ndarray
+    likeliest: np.ndarray
+
+
 def cut_pieces(lengths: Sequence[int], config: ScoringConfig) -> list[Piece]:
     """Windows over every document. Each token but a document's first is the target of exactly one piece."""
     pieces = []
@@ -107,28 +115,29 @@ def pack_rows(pieces: Sequence[Piece], longest_row: int) -> dict[int, list[list[
 
 
 @partial(jax.jit, static_argnames=("graph",))
-def row_nats(
+def row_scores(
     graph: Any,
     state: Any,
     inputs_BT: jax.Array,
     targets_BT: jax.Array,
     segment_ids_BT: jax.Array,
     positions_BT: jax.Array,
-) -> jax.Array:
-    """-log p of every target, nats, float32 [B, T]; padding gives a number that means nothing."""
+) -> tuple[jax.Array, jax.Array]:
+    """(-log p of every target, nats, float32; whether it is the likeliest token), [B, T]; padding means nothing."""
     model = nnx.merge(graph, state)
     hidden_BTD = model(inputs_BT, segment_ids_BT, positions_BT)
     flat = hidden_BTD.shape[0] * hidden_BTD.shape[1]
     count = math.gcd(flat, LOGIT_TOKENS)
 
-    def nats(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def scores(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         hidden_CD, targets_C = part
         logits_CV = model.logits(hidden_CD)
         chosen_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=1)[:, 0]
-        return jax.nn.logsumexp(logits_CV, axis=1) - chosen_C
+        return jax.nn.logsumexp(logits_CV, axis=1) - chosen_C, chosen_C >= jnp.max(logits_CV, axis=1)
 
     parts = (hidden_BTD.reshape(flat // count, count, -1), targets_BT.reshape(flat // count, count))
-    return jax.lax.map(nats, parts).reshape(targets_BT.shape)
+    nats, likeliest = jax.lax.map(scores, parts)
+    return nats.reshape(targets_BT.shape), likeliest.reshape(targets_BT.shape)
 
 
 class Scorer:
@@ -165,7 +174,12 @@ class Scorer:
 
     def token_nats(self, documents: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """-log p of every token after the first of each document, nats."""
-        out = [np.zeros(max(0, len(document) - 1), np.float32) for document in documents]
+        return [scores.nats for scores in self.token_scores(documents)]
+
+    def token_scores(self, documents: Sequence[Sequence[int]]) -> list[TokenScores]:
+        """The scores of every token after the first of each document."""
+        sizes = [max(0, len(document) - 1) for document in documents]
+        out = [TokenScores(np.zeros(size, np.float32), np.zeros(size, bool)) for size in sizes]
         pieces = cut_pieces([len(document) for document in documents], self.config)
         for size, rows in pack_rows(pieces, self.config.window).items():
             per_batch = max(1, self.config.batch_tokens // size)
@@ -174,7 +188,7 @@ class Scorer:
         return out
 
     def _run(
-        self, rows: Sequence[Sequence[Piece]], size: int, documents: Sequence[Sequence[int]], out: list[np.ndarray]
+        self, rows: Sequence[Sequence[Piece]], size: int, documents: Sequence[Sequence[int]], out: list[TokenScores]
     ) -> None:
         """One forward pass; the number of rows is rounded up to a power of two, to bound compilations."""
         count = 1 << (len(rows) - 1).bit_length()
@@ -189,36 +203,10 @@ class Scorer:
                 segments[row, span], positions[row, span] = number, np.arange(piece.length)
                 places.append((row, at, piece))
                 at += piece.length
-        nats = np.asarray(row_nats(self._graph, self._state, inputs, targets, segments, positions))
+        found = row_scores(self._graph, self._state, inputs, targets, segments, positions)
+        nats, likeliest = map(np.asarray, found)
         for row, at, piece in places:
             skip = piece.first_target - piece.start - 1  # targets that an earlier window has scored
-            out[piece.document][piece.first_target - 1 : piece.end - 1] = nats[row, at + skip : at + piece.length]
-
-
-# --------------------------------------------------------------------------------------------------- multiple choice
-
-
-def choice_scores(
-    scorer: Scorer, questions: Sequence[Sequence[int]], choices: Sequence[Sequence[Sequence[int]]]
-) -> list[list[float]]:
-    """Log-likelihood of every choice after its question, nats, negative. Ids: question with BOS, choices without."""
-    documents = [[*question, *choice] for question, group in zip(questions, choices) for choice in group]
-    nats = iter(scorer.token_nats(documents))
-    return [
-        [-float(np.sum(next(nats)[len(question) - 1 :], dtype=np.float64)) for _ in group]
-        for question, group in zip(questions, choices)
-    ]
-
-
-def choice_accuracy(
-    scores: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]], answers: Sequence[int]
-) -> tuple[float, float]:
-    """(accuracy, accuracy of the log-likelihood divided by `lengths`), as the lm-evaluation-harness' acc and acc_norm.
-
-    lengths: UTF-8 bytes of each choice. Errors: ValueError where there is no question.
-    """
-    if not scores:
-        raise ValueError("no questions: expected at least one")
-    plain = sum(int(np.argmax(s)) == answer for s, answer in zip(scores, answers))
-    normed = sum(int(np.argmax(np.asarray(s) / n)) == answer for s, n, answer in zip(scores, lengths, answers))
-    return plain / len(scores), normed / len(scores)
+            there, here = slice(piece.first_target - 1, piece.end - 1), slice(at + skip, at + piece.length)
+            out[piece.document].nats[there] = nats[row, here]
+            out[piece.document].likeliest[there] = likeliest[row, here]

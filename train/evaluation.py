@@ -21,6 +21,7 @@ from data.loader import LoaderConfig
 from data.tables import read_documents
 from models.decode import DecodeConfig, generate
 from models.sampling import SamplingConfig
+from models.scoring import Scorer
 from models.sharding import batch_sharding
 from train.loss import token_losses
 from train.state import Params, merge
@@ -33,13 +34,15 @@ ALL = "all"  # the name under which all sources together are reported
 class EvaluationConfig:
     """When and how a run looks at its model.
 
-    every_steps: steps between held-out evaluations; one at the end there is always. max_bytes: about so many bytes of
-    held-out text a source in an evaluation during training, max_final_bytes in the one at the end; None for all.
+    every_steps: steps between held-out evaluations; one at the end there is always. at_start: one of the weights that a
+    run begins with, too. max_bytes: about so many bytes of held-out text a source in an evaluation during training,
+    max_final_bytes in the one at the end; None for all.
     prompts: what the samples continue; sample_tokens: tokens drawn for each; temperature: of the draws, 0 for the
     likeliest token.
     """
 
     every_steps: int = 500
+    at_start: bool = False
     max_bytes: int | None = None
     max_final_bytes: int | None = None
     prompts: tuple[str, ...] = ("",)
@@ -101,10 +104,49 @@ def heldout_scores(
             for batch in part.batches()
         ]
         scores[source] = Score(math.fsum(np.asarray(jax.device_get(sums), np.float64).tolist()), part.num_bytes)
-    if len(scores) > 1:
-        parts = list(scores.values())
-        scores[ALL] = Score(math.fsum(part.nats for part in parts), sum(part.num_bytes for part in parts))
-    return scores
+    return scores | together(scores)
+
+
+def heldout_texts(dataset: Path) -> dict[str, list[str]]:
+    """The held-out documents of a dataset by source, in its order; ValueError where the folder has none."""
+    if not document_shards(dataset):
+        raise ValueError(
+            f"{dataset} is no dataset: it has no documents/*.parquet; expected a folder that data.main built"
+        )
+    texts: dict[str, list[str]] = {}
+    for shard in document_shards(dataset):
+        for document in read_documents(shard):
+            if document.meta.get("split") == "heldout":
+                texts.setdefault(document.source, []).append(document.text)
+    if not texts:
+        raise ValueError(f"{dataset} has no held-out documents: its config needs the HeldOut stage")
+    return texts
+
+
+def text_scores(scorer: Scorer, texts: Mapping[str, Sequence[str]]) -> dict[str, Score]:
+    """The score of texts by source, by any model: BOS + text + EOS with the scorer's own tokenizer, all tokens counted.
+
+    The same numbers as `heldout_scores` for a run's own model, except of documents longer than a row: those are cut
+    there, and read in overlapping windows here.
+    """
+    tokenizer: Any = scorer.tokenizer
+    ends = [token for token in (tokenizer.bos_id, tokenizer.eos_id) if token is not None]
+    if not ends:
+        raise ValueError("the checkpoint's tokenizer names neither BOS nor EOS: a text's first token has no context")
+    scores = {}
+    for source, documents in texts.items():
+        ids = tokenizer.encode_batch(documents)
+        nats, _ = scorer.score_ids([[ends[0], *found, ends[-1]] for found in ids])
+        scores[source] = Score(math.fsum(nats), sum(len(text.encode()) for text in documents))
+    return scores | together(scores)
+
+
+def together(scores: Mapping[str, Score]) -> dict[str, Score]:
+    """The score of all sources under `ALL`, where there are several."""
+    parts = list(scores.values())
+    if len(parts) < 2:
+        return {}
+    return {ALL: Score(math.fsum(part.nats for part in parts), sum(part.num_bytes for part in parts))}
 
 
 def compressed_scores(dataset: Path, rows: Mapping[str, HeldOutRows]) -> dict[str, dict[str, float]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.parity import our_logits
-from models.scoring import Scorer, ScoringConfig, choice_accuracy, choice_scores, cut_pieces
+from models.scoring import Scorer, ScoringConfig, cut_pieces
 from tests.models.checkpoint_cases import VOCAB, byte_tokenizer, tiny_model
 
 
@@ -57,18 +57,6 @@ def test_windows_give_every_token_once_with_the_stated_context(model):
 def test_texts_become_nats_and_token_counts(model):
     nats, tokens = Scorer(model, byte_tokenizer()).score(["hello", "", "a"])
     assert tokens == [4, 0, 0] and nats[1] == nats[2] == 0.0 and nats[0] > 0
-
-
-def test_multiple_choice_takes_the_likeliest_continuation(model):
-    questions, choices = [[1, 5, 6], [1, 9]], [[[7], [8, 9]], [[4, 4], [3], [8]]]
-    scores = choice_scores(Scorer(model), questions, choices)
-    for question, group, found in zip(questions, choices, scores):
-        for choice, score in zip(group, found):
-            nats = Scorer(model).token_nats([[*question, *choice]])[0]
-            assert score == pytest.approx(-float(nats[len(question) - 1 :].sum()), rel=1e-5)
-    assert choice_accuracy([[-1.0, -2.0], [-4.0, -3.0]], [[1, 10], [1, 1]], [0, 1]) == (1.0, 0.5)
-    with pytest.raises(ValueError, match="at least one"):
-        choice_accuracy([], [], [])
 
 
 def test_a_uniform_model_costs_log_vocabulary(model):
