@@ -47,7 +47,6 @@ class AttentionShape:
     dtype: str
     window: int | None = None
     softcap: float | None = None
-    cached: bool = False  # keys come from a cache: queries do not begin at key 0
     context: int = 1  # devices over which the sequence is split
 
 
@@ -77,7 +76,7 @@ def choose_kernel(
     backend, kind = ambient_platform() if platform is None else platform
     obstacles = {
         "dense": None,
-        "blockwise": "a cache has queries at different places in every row" if shape.cached else None,
+        "blockwise": None,
         "splash": splash.obstacle(shape, backend),
         "cudnn_packed": cudnn.packed_obstacle(shape, backend, kind),
         "cudnn": cudnn.public_obstacle(shape, backend),
@@ -92,12 +91,10 @@ def choose_kernel(
 def _automatic(shape: AttentionShape, backend: str, obstacles: dict[str, str | None]) -> KernelChoice:
     why_not = ""
     for name, wanted in (("splash", "tpu"), ("cudnn_packed", "gpu"), ("cudnn", "gpu")):
-        if backend == wanted and not shape.cached:
+        if backend == wanted:
             if obstacles[name] is None:
                 return KernelChoice(name, f"fused kernel of this {backend}, segments included{why_not}")
             why_not += f"; not {name}: {obstacles[name]}"
-    if shape.cached:
-        return KernelChoice("dense", "few queries on cached keys")
     if shape.queries * shape.keys <= DENSE_SCORES:
         return KernelChoice("dense", f"{shape.queries} x {shape.keys} scores a head are fastest whole{why_not}")
     return KernelChoice("blockwise", f"memory grows with the sequence, not with its square{why_not}")
@@ -109,19 +106,15 @@ def attention(
     v_BSKH: Float[Array, "B S K H"],
     *,
     segment_ids_BT: Int[Array, "B T"],
-    kv_segment_ids_BS: Int[Array, "B S"] | None = None,
-    offset_B: Int[Array, "B"] | None = None,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
     kernel: KernelName = "auto",
 ) -> Float[Array, "B T N H"]:
-    """Causal attention inside segments.
+    """Causal attention inside segments, of tokens to themselves. With a cache: models.cache.cached_attention.
 
     Args:
-      segment_ids_BT: segment of every query (and key, without a cache); 0 is padding.
-      kv_segment_ids_BS: with a cache, segment of every slot.
-      offset_B: with a cache, slot of each row's first query. None: queries and keys are the same tokens.
+      segment_ids_BT: segment of every token; 0 is padding.
       scale: factor on q k^T.
       window: a query sees itself and the `window - 1` keys before it.
       softcap: scores become softcap * tanh(scores / softcap).
@@ -142,7 +135,6 @@ def attention(
         dtype=str(q_BTNH.dtype),
         window=window,
         softcap=softcap,
-        cached=offset_B is not None,
         context=context_devices(),
     )
     name = choose_kernel(shape, kernel).name
@@ -162,11 +154,9 @@ def attention(
             return blockwise_attention(q, k, v, of_q, kv_segment_ids_BS=of_k, first_query=first, **common)
 
         return over_context(blocks, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
-    if shape.context > 1 and not shape.cached:
+    if shape.context > 1:
         k_BSKH, v_BSKH = (constrain(x, ("batch", None, "kv_heads", None)) for x in (k_BSKH, v_BSKH))
-    if kv_segment_ids_BS is None:
-        kv_segment_ids_BS = segment_ids_BT
-    mask = visible(segment_ids_BT, kv_segment_ids_BS, offset_B, window)
+    mask = visible(segment_ids_BT, segment_ids_BT, None, window)
     return masked_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, softcap=softcap)
 
 

@@ -1,6 +1,6 @@
-"""Keys and values that were read, kept for decoding: static shapes, passed in and given back.
+"""Keys and values that were read, kept for decoding: static shapes, passed in and given back; attention to them.
 
-Shapes: B batch, T new tokens, S cache slots, K kv heads, H head dim, L layers.
+Shapes: B batch, T new tokens, S cache slots, N query heads, K kv heads, G = N / K, R = G T, H head dim, L layers.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
+from models.attention import MASKED, visible
 from models.config import ModelConfig
 
 
@@ -18,7 +20,8 @@ from models.config import ModelConfig
 class KVCache:
     """Keys and values of the tokens that were read, for decoding.
 
-    `k` and `v` are [L, B, S, K, H] for a stacked model and a tuple of L arrays [B, S, K, H] for an unstacked one.
+    `k` and `v` are [L, B, K, S, H] for a stacked model and a tuple of L arrays [B, K, S, H] for an unstacked one: the
+    layout that both products of attention read as it is.
     `length_B` is each row's number of tokens; a row's next token goes to that slot. Padding (segment 0) must stand at
     the end of what is passed in: it is written, not counted, and then overwritten.
     """
@@ -38,7 +41,7 @@ def init_cache(
       stacked: the layout for a model with stacked layers; False: for one from `models.transformer.unstacked`.
       dtype: of keys and values; None: the model's compute dtype.
     """
-    shape = (batch_size, num_slots, config.num_kv_heads, config.head_dim)
+    shape = (batch_size, config.num_kv_heads, num_slots, config.head_dim)
     dtype = config.dtype if dtype is None else dtype
 
     def empty() -> Any:
@@ -50,11 +53,56 @@ def init_cache(
     return KVCache(empty(), empty(), slots_BS, jnp.zeros((batch_size,), jnp.int32))
 
 
-def write_slots(cache_BSX: jax.Array, new_BTX: jax.Array, start_B: jax.Array) -> jax.Array:
-    """The cache with each row's new entries at its own slots `start .. start + T`; those past the end are left out."""
-    slots_BT = start_B[:, None] + jnp.arange(new_BTX.shape[1])
-    rows_B1 = jnp.arange(cache_BSX.shape[0])[:, None]
-    return cache_BSX.at[rows_B1, slots_BT].set(new_BTX.astype(cache_BSX.dtype), mode="drop")
+def write_slots(ids_BS: Int[Array, "B S"], new_BT: Int[Array, "B T"], start_B: Int[Array, "B"]) -> Int[Array, "B S"]:
+    """`ids` with each row's new ones at its own slots `start .. start + T`; those past the end are left out."""
+    rows_B1, slots_BT = _places(ids_BS.shape[0], new_BT.shape[1], start_B)
+    return ids_BS.at[rows_B1, slots_BT].set(new_BT.astype(ids_BS.dtype), mode="drop")
+
+
+def write_kv(
+    cache_BKSH: Float[Array, "B K S H"], new_BTKH: Float[Array, "B T K H"], start_B: Int[Array, "B"]
+) -> Float[Array, "B K S H"]:
+    """Keys or values with each row's new ones at its own slots; those past the end are left out."""
+    rows_B1, slots_BT = _places(cache_BKSH.shape[0], new_BTKH.shape[1], start_B)
+    return cache_BKSH.at[rows_B1, :, slots_BT].set(new_BTKH.astype(cache_BKSH.dtype), mode="drop")
+
+
+def _places(rows: int, length: int, start_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.arange(rows)[:, None], start_B[:, None] + jnp.arange(length)
+
+
+def cached_attention(
+    q_BTNH: Float[Array, "B T N H"],
+    cache: KVCache,
+    segment_ids_BT: Int[Array, "B T"],
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Float[Array, "B T N H"]:
+    """Causal attention of new tokens to one layer's cache, which holds them already; see `models.attention.attention`.
+
+    One formula on every backend: there are few queries, and the time goes into reading the cache. Both products are
+    written in the orientation in which neither keys nor values have to be transposed.
+    """
+    batch, queries, heads, dim = q_BTNH.shape
+    kv_heads = cache.k.shape[1]
+    q_BTKGH = q_BTNH.reshape(batch, queries, kv_heads, heads // kv_heads, dim)
+    q_BKRH = jnp.transpose(q_BTKGH, (0, 2, 3, 1, 4)).reshape(batch, kv_heads, -1, dim)
+    scores_BKSR = jax.lax.dot_general(
+        cache.k, q_BKRH.astype(cache.k.dtype), (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
+    )
+    scores_BKRS = jnp.swapaxes(scores_BKSR, 2, 3) * scale
+    if softcap is not None:
+        scores_BKRS = softcap * jnp.tanh(scores_BKRS / softcap)
+    start_B = cache.length_B
+    mask_BTS = visible(segment_ids_BT, cache.segment_ids_BS, start_B, window)
+    scores_BKGTS = scores_BKRS.reshape(batch, kv_heads, -1, queries, scores_BKRS.shape[-1])
+    weights_BKGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores_BKGTS, MASKED), axis=-1)
+    weights_BKRS = weights_BKGTS.reshape(scores_BKRS.shape).astype(cache.v.dtype)
+    out_BKRH = jax.lax.dot_general(weights_BKRS, cache.v, (((3,), (2,)), ((0, 1), (0, 1))))
+    out_BKGTH = out_BKRH.reshape(batch, kv_heads, -1, queries, dim)
+    return jnp.transpose(out_BKGTH, (0, 3, 1, 2, 4)).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
 
 
 def with_kv(cache: KVCache, k: jax.Array, v: jax.Array) -> KVCache:

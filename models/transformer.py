@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from models.adapter import Adapter
 from models.attention import ambient_platform, attention
-from models.cache import KVCache, with_kv, write_slots
+from models.cache import KVCache, cached_attention, with_kv, write_kv, write_slots
 from models.config import Block, ModelConfig, Rotary
 from models.layers import (
     EMBEDDING_STDDEV,
@@ -79,20 +79,14 @@ class SelfAttention(nnx.Module):
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
         if block.rotary is not None:
             q_BTNH, k_BTKH = rotate(q_BTNH, tables[block.rotary]), rotate(k_BTKH, tables[block.rotary])
-        attend = partial(
-            attention,
-            segment_ids_BT=segment_ids_BT,
-            scale=config.query_scale,
-            window=block.window,
-            softcap=config.attention.softcap,
-            kernel=config.execution.kernel,
-        )
+        common: Any = {"scale": config.query_scale, "window": block.window, "softcap": config.attention.softcap}
         kv = None
         if cache is None:
-            out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH)
+            kernel = config.execution.kernel
+            out_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, kernel=kernel, **common)
         else:
-            kv = (write_slots(cache.k, k_BTKH, cache.length_B), write_slots(cache.v, v_BTKH, cache.length_B))
-            out_BTNH = attend(q_BTNH, *kv, kv_segment_ids_BS=cache.segment_ids_BS, offset_B=cache.length_B)
+            kv = (write_kv(cache.k, k_BTKH, cache.length_B), write_kv(cache.v, v_BTKH, cache.length_B))
+            out_BTNH = cached_attention(q_BTNH, with_kv(cache, *kv), segment_ids_BT, **common)
         return self.out(out_BTNH.reshape(batch, length, -1), rows), kv
 
 

@@ -2,9 +2,9 @@
 
 python -m models.verify --checkpoint DIR
 
-Prints the numbers, writes them as parity.json beside the checkpoint (--out: elsewhere), and exits with 1 where a gate
-is missed. Needs torch and transformers. A run is exported to a temporary Hugging Face folder first, so its certificate
-covers the export.
+Ours is computed in float32 and in bfloat16, theirs in float32. Prints the numbers, writes them as parity.json beside
+the checkpoint (--out: elsewhere), and exits with 1 where a gate is missed. Needs torch and transformers. A run is
+exported to a temporary Hugging Face folder first, so its certificate covers the export.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--checkpoint", required=True, help="run folder, HF folder, .gguf, hf:ORG/NAME, package:NAME/FILE"
     )
     parser.add_argument("--text", type=Path, help="a file whose text is compared; default: a built-in passage")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="our compute dtype")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="only this compute dtype; default: both")
     parser.add_argument("--out", type=Path, help="where the certificate goes; default: beside the checkpoint")
     return parser.parse_args(argv)
 
@@ -75,13 +75,22 @@ def run(argv: list[str]) -> int:
     """Load both, compare, write the certificate."""
     arguments = parse_arguments(argv)
     from models.checkpoints.load import load_checkpoint
-    from models.parity import compare, our_logits
+    from models.parity import GATES, compare, our_logits
 
     use_compile_cache()
-    loaded = load_checkpoint(arguments.checkpoint, dtype=arguments.dtype)
-    ids = comparison_ids(loaded, arguments.text.read_text(encoding="utf-8") if arguments.text else None)
-    parity = compare(our_logits(loaded.model, ids), reference_logits(loaded, ids), ids, arguments.dtype)
-    certificate = {"checkpoint": str(arguments.checkpoint), **parity.as_json()}
+    text = arguments.text.read_text(encoding="utf-8") if arguments.text else None
+    reference, parities = None, {}
+    for dtype in [arguments.dtype] if arguments.dtype else GATES:
+        loaded = load_checkpoint(arguments.checkpoint, dtype=dtype)
+        ids = comparison_ids(loaded, text)
+        reference = reference_logits(loaded, ids) if reference is None else reference
+        parities[dtype] = compare(our_logits(loaded.model, ids), reference, ids, dtype)
+    failures = [failure for parity in parities.values() for failure in parity.failures]
+    certificate = {
+        "checkpoint": str(arguments.checkpoint),
+        "passed": not failures,
+        **{dtype: parity.as_json() for dtype, parity in parities.items()},
+    }
     path = loaded.location.path
     beside = (path if path.is_dir() else path.parent) / "parity.json"
     if arguments.checkpoint.startswith("package:"):  # an installed package is not ours to write into
@@ -89,10 +98,10 @@ def run(argv: list[str]) -> int:
     out = arguments.out or beside
     out.write_text(json.dumps(certificate, indent=2) + "\n")
     print(json.dumps(certificate, indent=2))
-    for failure in parity.failures:
+    for failure in failures:
         print(f"FAILED: {failure}")
     print(f"certificate written to {out}")
-    return 1 if parity.failures else 0
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

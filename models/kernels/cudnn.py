@@ -33,8 +33,6 @@ def obstacle(shape: "AttentionShape", backend: str) -> str | None:
         return f"cuDNN runs on CUDA, and this is a {backend}"
     if shape.context > 1:
         return "cuDNN's causal mask begins at the first key, and a context mesh has queries that begin later"
-    if shape.cached:
-        return "cuDNN's training kernel needs queries and keys of the same tokens, and these keys come from a cache"
     if shape.softcap is not None:
         return "cuDNN's kernel has no soft cap"
     if shape.dtype != "bfloat16":

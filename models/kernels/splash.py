@@ -25,8 +25,6 @@ TILE = 512
 
 def obstacle(shape: "AttentionShape", backend: str) -> str | None:
     """Why splash cannot run this shape here, or None. Off TPU it runs in Pallas' interpreter, only when asked for."""
-    if shape.cached:
-        return "splash needs queries and keys of the same tokens, and these keys come from a cache"
     if shape.queries % (LANES * shape.context):
         over = f" on each of the {shape.context} devices of the context axis" if shape.context > 1 else ""
         return f"seq_len {shape.queries} is not a multiple of {LANES}{over}"

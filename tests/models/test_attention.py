@@ -160,7 +160,6 @@ def changed(**changes: object) -> AttentionShape:
         (changed(dtype="float32"), ("gpu", "NVIDIA H100 80GB HBM3"), "blockwise"),
         (SHAPE, ("cpu", "cpu"), "blockwise"),
         (changed(queries=512, keys=512), ("cpu", "cpu"), "dense"),
-        (changed(queries=1, cached=True), ("tpu", "TPU v6 lite"), "dense"),
     ],
 )
 def test_each_backend_gets_its_kernel_and_a_reason(shape: AttentionShape, platform: tuple[str, str], name: str):
@@ -178,7 +177,6 @@ def test_each_backend_gets_its_kernel_and_a_reason(shape: AttentionShape, platfo
         ("cudnn_packed", SHAPE, "this is a cpu"),
         ("cudnn", SHAPE, "this is a cpu"),
         ("splash", changed(queries=100, keys=100), "multiple of 128"),
-        ("splash", changed(cached=True), "cache"),
     ],
 )
 def test_a_kernel_that_cannot_be_honoured_is_refused(kernel: str, shape: AttentionShape, words: str):

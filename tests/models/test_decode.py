@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import decode
+from models import decode_rows
 from models.config import Embedding
 from models.decode import DecodeConfig, Decoder, generate, stream
 from models.generation import generate_texts, stream_text
@@ -78,16 +78,16 @@ def test_generation_ends_where_the_context_does(model):
 def test_long_generations_compile_nothing_new(decoder):
     config = replace(GREEDY, max_new_tokens=30, batch_size=2)
     generate(decoder, PROMPTS, config)
-    before = {name: getattr(decode, name)._cache_size() for name in ("prefill", "decode_chunk", "insert")}
+    before = {name: getattr(decode_rows, name)._cache_size() for name in ("prefill", "decode_chunk", "insert")}
     generate(decoder, [[1, 3], [1, 4, 8], *PROMPTS], config)
-    assert before == {name: getattr(decode, name)._cache_size() for name in before}
+    assert before == {name: getattr(decode_rows, name)._cache_size() for name in before}
 
 
 def test_a_prompt_longer_than_a_prefill_piece_reads_the_same(decoder, monkeypatch):
     prompt = [1, *(np.arange(90) % 200 + 3).tolist()]
     config = replace(GREEDY, max_new_tokens=4, batch_size=2)
     whole = generate(decoder, [prompt, [1, 2, 3]], config)
-    monkeypatch.setattr(decode, "PREFILL_TOKENS", 32)
+    monkeypatch.setattr(decode_rows, "PREFILL_TOKENS", 32)
     assert generate(decoder, [prompt, [1, 2, 3]], config) == whole
 
 

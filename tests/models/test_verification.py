@@ -1,5 +1,7 @@
 """The parity certificate sees the bugs that perplexity does not."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -45,8 +47,13 @@ def test_a_text_that_is_too_short_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_certifies_a_folder(tmp_path, capsys):
+def test_the_command_certifies_a_folder(tmp_path, capsys, monkeypatch):
     pytest.importorskip("torch", reason="torch is not installed: the certificate is not tested")
     save_tiny(tmp_path)
-    assert run(["--checkpoint", str(tmp_path)]) == 0
-    assert (tmp_path / "parity.json").exists() and '"passed": true' in capsys.readouterr().out
+    assert run(["--checkpoint", str(tmp_path), "--dtype", "float32"]) == 0
+    assert '"passed": true' in capsys.readouterr().out
+    monkeypatch.setitem(GATES, "bfloat16", {"max_kl": 1e-9})
+    assert run(["--checkpoint", str(tmp_path)]) == 1, "a gate that is missed is told"
+    found = json.loads((tmp_path / "parity.json").read_text())
+    assert found["float32"]["passed"] and not found["bfloat16"]["passed"] and not found["passed"]
+    assert "FAILED: max_kl" in capsys.readouterr().out
