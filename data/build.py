@@ -140,7 +140,7 @@ def _build(config: DataConfig, dataset: Path, steps: Sequence[Step], log: TextIO
     for line in _why_again(config, dataset):
         say(log, line)
     (dataset / MANIFEST).unlink(missing_ok=True)  # from here until the end the dataset is not whole
-    with config.engine.session() as engine:
+    with config.engine.session(dataset) as engine:
         say(log, f"dataset {dataset}: {len(steps)} steps, {config.engine}")
         records = [run_step(step, dataset, engine, log) for step in steps]
     publish(dataset, steps)

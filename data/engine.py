@@ -6,7 +6,6 @@ returns a small JSON-able result, and results come back in shard order.
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -15,21 +14,23 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from tqdm import tqdm
-
+from data.scheduler import MAX_ATTEMPTS, Answer, ShardError, Trouble, collect, schedule
 from data.worker import failure
+
+__all__ = ["MAX_ATTEMPTS", "Engine", "LocalPool", "ShardError"]
 
 S = TypeVar("S")
 R = TypeVar("R")
+M = TypeVar("M")
 
-MAX_ATTEMPTS = 3  # tries of a shard whose worker was killed or whose files could not be read or written
 _WORKER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from data.worker import main; main(%d, %d)"
 
 
@@ -37,26 +38,38 @@ class Engine(Protocol):
     """Where stages run."""
 
     def map_shards(
-        self, fn: Callable[[S], R], shards: Sequence[S], *, label: str, documents: Callable[[R], int] | None = None
+        self,
+        fn: Callable[[S], R],
+        shards: Sequence[S],
+        *,
+        label: str,
+        documents: Callable[[R], int] | None = None,
+        deaths: int = MAX_ATTEMPTS,
+        twice: bool = False,
     ) -> list[R]:
         """fn(shard) for every shard, results in shard order; a barrier. fn and shards must pickle (spawned workers).
 
         label names the step on the progress bar and in errors; documents(result) is how many documents a result
-        stands for, shown as a rate.
+        stands for, shown as a rate. deaths: how often one shard may kill its worker before the run stops. twice: fn
+        may run on one shard in two places at once, so that a straggler can be started again elsewhere.
         """
         ...
 
+    def map_with(
+        self,
+        build: Callable[[], M],
+        fn: Callable[[S, M], R],
+        shards: Sequence[S],
+        *,
+        label: str,
+        documents: Callable[[R], int] | None = None,
+    ) -> list[R]:
+        """As `map_shards` with fn(shard, model): for what needs a model, which build() makes once wherever it runs.
 
-class ShardError(ValueError):
-    """A shard that could not be done: the message is one line naming the step, the shard and the cause.
-
-    `errno` is the operating system's error number where there is one; `details` the traceback in the worker.
-    """
-
-    def __init__(self, message: str, *, errno: int | None = None, details: str = ""):
-        super().__init__(message)
-        self.errno = errno
-        self.details = details
+        Here the model is in this process and shards go through it one after the other; a cluster has one model for
+        each accelerator.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +94,22 @@ class LocalPool:
         """Processes that a call uses at most."""
         return self.workers or len(os.sched_getaffinity(0))
 
-    def map_shards(
-        self, fn: Callable[[S], R], shards: Sequence[S], *, label: str, documents: Callable[[R], int] | None = None
-    ) -> list[R]:
-        """As `Engine.map_shards`; a progress bar with rate and time left on a terminal."""
+    def map_shards(self, fn: Callable[[S], R], shards: Sequence[S], **options: Any) -> list[R]:
+        """As `Engine.map_shards`, with workers for this call alone."""
         with self.session() as engine:
-            return engine.map_shards(fn, shards, label=label, documents=documents)
+            return engine.map_shards(fn, shards, **options)
+
+    def map_with(self, build: Callable[[], M], fn: Callable[[S, M], R], shards: Sequence[S], **options: Any) -> list[R]:
+        """As `Engine.map_with`."""
+        with self.session() as engine:
+            return engine.map_with(build, fn, shards, **options)
 
     @contextmanager
-    def session(self) -> Iterator[Engine]:
-        """An engine whose workers stay alive between calls; they end with the block."""
+    def session(self, folder: Path | None = None) -> Iterator[Engine]:
+        """An engine whose workers stay alive between calls; they end with the block.
+
+        folder: of the dataset, which a cluster's machines must all see.
+        """
         pool = _Pool(self.num_workers)
         try:
             yield pool
@@ -100,12 +119,12 @@ class LocalPool:
 
 @dataclass(eq=False)
 class _Worker:
-    """One worker process, the pipe to it, the function it holds and the shard it works on."""
+    """One worker process, the pipe to it, the function it holds and the ticket it works on."""
 
     process: subprocess.Popen
     connection: Connection
     function: bytes | None = None
-    index: int | None = None
+    ticket: int | None = None
 
 
 class _Pool:
@@ -116,22 +135,37 @@ class _Pool:
         self._workers: list[_Worker] = []
 
     def map_shards(
-        self, fn: Callable[[S], R], shards: Sequence[S], *, label: str, documents: Callable[[R], int] | None = None
+        self,
+        fn: Callable[[S], R],
+        shards: Sequence[S],
+        *,
+        label: str,
+        documents: Callable[[R], int] | None = None,
+        deaths: int = MAX_ATTEMPTS,
+        twice: bool = False,
     ) -> list[R]:
         shards = list(shards)
-        results: dict[int, R] = {}
-        total = 0
-        start = time.monotonic()
-        with tqdm(total=len(shards), desc=label, unit="shard", disable=None, dynamic_ncols=True) as bar:
-            run = self._inline if min(self._num_workers, len(shards)) <= 1 else self._spread
-            for index, result in run(fn, shards, label):
-                results[index] = result
-                if documents is not None:
-                    total += documents(result)
-                    rate = total / (time.monotonic() - start)
-                    bar.set_postfix_str(f"{total:,} documents, {rate:,.0f}/s", refresh=False)
-                bar.update()
-        return [results[index] for index in range(len(shards))]
+        if min(self._num_workers, len(shards)) <= 1:
+            return collect(schedule(_Inline(fn, shards), shards, label), shards, label, documents)
+        hands = _Spread(self._workers, min(self._num_workers, len(shards)), _pickled_function(fn, label), shards)
+        try:
+            return collect(schedule(hands, shards, label, deaths=deaths, twice=twice), shards, label, documents)
+        except BaseException:
+            self.close()  # the others' results are not wanted any more
+            raise
+
+    def map_with(
+        self,
+        build: Callable[[], M],
+        fn: Callable[[S, M], R],
+        shards: Sequence[S],
+        *,
+        label: str,
+        documents: Callable[[R], int] | None = None,
+    ) -> list[R]:
+        shards = list(shards)
+        hands = _Inline(partial(_with_model, fn=fn, model=cache(build)), shards)
+        return collect(schedule(hands, shards, label), shards, label, documents)
 
     def close(self) -> None:
         """End all workers at once, whatever they do."""
@@ -142,61 +176,84 @@ class _Pool:
             worker.process.wait()
         self._workers.clear()
 
-    def _inline(self, fn: Callable[[S], R], shards: Sequence[S], label: str) -> Iterator[tuple[int, R]]:
-        for index, shard in enumerate(shards):
-            for attempt in range(1, MAX_ATTEMPTS + 1):
-                try:
-                    result = fn(shard)
-                except Exception as error:
-                    line, number, details = failure(error)
-                    if attempt == MAX_ATTEMPTS or not _transient(number):
-                        raise _shard_error(label, index, shards, line, number, details) from error
-                else:
-                    yield index, result
-                    break
 
-    def _spread(self, fn: Callable[[S], R], shards: Sequence[S], label: str) -> Iterator[tuple[int, R]]:
-        function = _pickled_function(fn, label)
-        queue = list(range(len(shards)))[::-1]
-        attempts = [0] * len(shards)
-        done = 0
-        while len(self._workers) < min(self._num_workers, len(shards)):
-            self._workers.append(_start())
-        try:
-            while done < len(shards):
-                for worker in self._workers:
-                    if worker.index is None and queue:
-                        index = queue.pop()
-                        attempts[index] += 1
-                        _send(worker, function, index, pickle.dumps(shards[index]))
-                for worker in _ready(self._workers):
-                    index, result, trouble = self._receive(worker)
-                    if trouble is None:
-                        done += 1
-                        yield index, pickle.loads(result)
-                    elif attempts[index] < MAX_ATTEMPTS and _transient(trouble[1]):
-                        queue.append(index)
-                    else:
-                        raise _shard_error(label, index, shards, *trouble)
-        except BaseException:
-            self.close()  # the others' results are not wanted any more
-            raise
+def _with_model(shard: Any, *, fn: Callable[[Any, Any], Any], model: Callable[[], Any]) -> Any:
+    return fn(shard, model())  # not before the first shard: there may be none
 
-    def _receive(self, worker: _Worker) -> tuple[int, Any, tuple[str, int | None, str] | None]:
-        """The answer of a worker; a dead one is replaced and answers as a transient failure."""
-        index = worker.index
-        assert index is not None
+
+class _Inline:
+    """Hands of this process: one shard at a time, done when it is waited for."""
+
+    def __init__(self, fn: Callable[[Any], Any], shards: Sequence[Any]):
+        self._fn, self._shards = fn, shards
+        self._next: tuple[int, int] | None = None
+
+    def free(self) -> int:
+        return int(self._next is None)
+
+    def start(self, ticket: int, index: int) -> None:
+        self._next = ticket, index
+
+    def wait(self, seconds: float | None) -> Sequence[Answer]:
+        assert self._next is not None
+        (ticket, index), self._next = self._next, None
         try:
-            _, result, trouble = worker.connection.recv()
-            worker.index = None
-            return index, result, trouble
+            return [Answer(ticket, self._fn(self._shards[index]))]
+        except Exception as error:
+            return [Answer(ticket, trouble=Trouble(*failure(error)))]
+
+    def stop(self, ticket: int) -> None:
+        self._next = None
+
+
+class _Spread:
+    """Hands of worker processes; a dead one is replaced."""
+
+    def __init__(self, workers: list[_Worker], count: int, function: bytes, shards: Sequence[Any]):
+        self._workers, self._function, self._shards = workers, function, shards
+        while len(workers) < count:
+            workers.append(_start())
+
+    def free(self) -> int:
+        return sum(worker.ticket is None for worker in self._workers)
+
+    def start(self, ticket: int, index: int) -> None:
+        worker = next(worker for worker in self._workers if worker.ticket is None)
+        worker.ticket = ticket
+        _send(worker, self._function, pickle.dumps(self._shards[index]))
+
+    def wait(self, seconds: float | None) -> Sequence[Answer]:
+        busy = {worker.connection: worker for worker in self._workers if worker.ticket is not None}
+        ready = wait(list(busy), timeout=seconds)
+        return [self._receive(busy[connection]) for connection in ready if isinstance(connection, Connection)]
+
+    def stop(self, ticket: int) -> None:
+        worker = next((worker for worker in self._workers if worker.ticket == ticket), None)
+        if worker is not None:  # else its answer is in the same batch as the one that won
+            self._replace(worker)
+
+    def _receive(self, worker: _Worker) -> Answer:
+        assert worker.ticket is not None
+        ticket = worker.ticket
+        try:
+            result, trouble = worker.connection.recv()
+            worker.ticket = None
+            return (
+                Answer(ticket, pickle.loads(result)) if trouble is None else Answer(ticket, trouble=Trouble(*trouble))
+            )
         except (EOFError, OSError):
-            worker.process.kill()
-            code = worker.process.wait()
-            worker.connection.close()
-            self._workers[self._workers.index(worker)] = _start()
+            code = self._replace(worker)
             how = f"killed by {signal.Signals(-code).name} (out of memory?)" if code < 0 else f"ended with code {code}"
-            return index, None, (f"the worker was {how}, {MAX_ATTEMPTS} times", errno.EINTR, "")
+            return Answer(ticket, trouble=Trouble(f"the worker was {how} each time it was tried", died=True))
+        return Answer(ticket, pickle.loads(result)) if trouble is None else Answer(ticket, trouble=Trouble(*trouble))
+
+    def _replace(self, worker: _Worker) -> int:
+        """A new worker in the place of this one, which is ended; its exit code."""
+        worker.process.kill()
+        code = worker.process.wait()
+        worker.connection.close()
+        self._workers[self._workers.index(worker)] = _start()
+        return code
 
 
 def _start() -> _Worker:
@@ -210,18 +267,12 @@ def _start() -> _Worker:
     return _Worker(process, Connection(ours.detach()))
 
 
-def _send(worker: _Worker, function: bytes, index: int, shard: bytes) -> None:
-    worker.index = index
+def _send(worker: _Worker, function: bytes, shard: bytes) -> None:
     try:
-        worker.connection.send((None if worker.function == function else function, index, shard))
+        worker.connection.send((None if worker.function == function else function, shard))
         worker.function = function
     except (BrokenPipeError, ConnectionResetError):
         pass  # the worker is dead: `_receive` finds out
-
-
-def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
-    busy = {worker.connection: worker for worker in workers if worker.index is not None}
-    return [busy[connection] for connection in wait(list(busy)) if isinstance(connection, Connection)]
 
 
 def _pickled_function(fn: Callable, label: str) -> bytes:
@@ -249,19 +300,3 @@ class _Importable(pickle.Unpickler):
                 f"{self._label}: {name!r} lives in the script that was started; move it to a module that workers import"
             )
         return super().find_class(module, name)
-
-
-def _transient(number: int | None) -> bool:
-    """Whether an operating-system error may pass on another try: not for what a person has to mend."""
-    permanent = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR}
-    return number is not None and number not in permanent
-
-
-def _shard_error(
-    label: str, index: int, shards: Sequence[Any], line: str, number: int | None, details: str
-) -> ShardError:
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        line = f"the disk is full ({line}): free some space and run the same command, which goes on from here"
-    shard = str(shards[index])
-    shard = shard if len(shard) <= 200 else shard[:197] + "..."
-    return ShardError(f"{label}: shard {index + 1} of {len(shards)} ({shard}): {line}", errno=number, details=details)

@@ -22,10 +22,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
+from uuid import uuid4
 
-from data.document import Document, Dropped
+from data.document import Document, Drop, Dropped
 from data.engine import Engine
+from data.strikes import MAX_DEATHS, STRIKES, watched
 from data.tables import open_documents, open_dropped, read_documents, write_json
 
 NOT_IN_KEY = {"in_key": False}  # dataclasses.field(metadata=NOT_IN_KEY): a setting that never changes what is written
@@ -81,11 +83,28 @@ def map_documents(transform: Transform, inputs: Sequence[Path], output: Path, en
     transform: takes the documents of a shard as a stream and yields each one again, as a `Document` (goes on) or as a
         `Dropped`; it pickles (a module-level function, a functools.partial of one, or a frozen dataclass that is
         called). Memory is bounded by what it holds. It makes no documents: those that do, count `created` themselves.
-    Shards that an interrupted run left whole are not done again.
+    Shards that an interrupted run left whole are not done again. A document that kills its process again and again is
+    dropped with reason `killed_worker` (see data.strikes), the others of its shard go on.
     """
     tasks = [(path, index) for index, path in enumerate(inputs)]
-    fn = partial(_map_shard, transform=transform, output=output)
-    return sum(engine.map_shards(fn, tasks, label=label, documents=_documents_read), Counts())
+    fn = partial(_map_shard, transform=transform, output=output, label=label, build=uuid4().hex)
+    books = engine.map_shards(fn, tasks, label=label, documents=_documents_read, deaths=MAX_DEATHS, twice=True)
+    return sum(books, Counts())
+
+
+def map_documents_with(
+    build: Callable[[], Any],
+    transform: Callable[[Iterator[Document], Any], Iterable[Document | Dropped]],
+    inputs: Sequence[Path],
+    output: Path,
+    engine: Engine,
+    *,
+    label: str,
+) -> Counts:
+    """As `map_documents` with transform(documents, model), for a model that build() makes where it will run."""
+    tasks = [(path, index) for index, path in enumerate(inputs)]
+    fn = partial(_map_shard_with, transform=transform, output=output, label=label)
+    return sum(engine.map_with(build, fn, tasks, label=label, documents=_documents_read), Counts())
 
 
 def shard_name(index: int) -> str:
@@ -106,24 +125,30 @@ def mark_done(output: Path, index: int, counts: Counts) -> None:
     write_json(path, asdict(counts))
 
 
-def _map_shard(task: tuple[Path, int], *, transform: Transform, output: Path) -> Counts:
+def _map_shard(task: tuple[Path, int], *, transform: Transform, output: Path, label: str, build: str) -> Counts:
+    """One shard; build: a name of this run of the stage, within which deaths are counted."""
     path, index = task
     done = done_counts(output, index)
     if done is not None:
         return done
-    read = 0
-
-    def documents() -> Iterator[Document]:
-        nonlocal read
-        for document in read_documents(path):
-            read += 1
-            yield document
-
     with ExitStack() as stack:
-        for name in ("kept", "dropped"):
+        for name in ("kept", "dropped", "scratch"):
             (output / name).mkdir(parents=True, exist_ok=True)
+        strikes = stack.enter_context(watched(output / "scratch" / f"{index:05d}.{build}.strikes"))
         kept = stack.enter_context(open_documents(output / "kept" / shard_name(index)))
         dropped = stack.enter_context(open_dropped(output / "dropped" / shard_name(index)))
+        read = 0
+
+        def documents() -> Iterator[Document]:
+            nonlocal read
+            for document in read_documents(path):
+                read += 1
+                if strikes.out(read):
+                    dropped.write(Dropped(document, label, Drop("killed_worker", STRIKES, STRIKES)))
+                else:
+                    strikes.note(read)
+                    yield document
+
         for result in transform(documents()):
             if isinstance(result, Dropped):
                 dropped.write(result)
@@ -134,6 +159,14 @@ def _map_shard(task: tuple[Path, int], *, transform: Transform, output: Path) ->
         raise ValueError(f"{path}: kept {counts.kept} + dropped {counts.dropped} is not read {counts.read}")
     mark_done(output, index, counts)
     return counts
+
+
+def _map_shard_with(task: tuple[Path, int], model: Any, *, transform: Any, output: Path, label: str) -> Counts:
+    return _map_shard(task, transform=partial(_given, transform, model), output=output, label=label, build="model")
+
+
+def _given(transform: Any, model: Any, documents: Iterator[Document]) -> Iterable[Document | Dropped]:
+    return transform(documents, model)
 
 
 def _documents_read(counts: Counts) -> int:

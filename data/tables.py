@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from uuid import getnode
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,6 +52,8 @@ DROPPED_SCHEMA = pa.schema(
 )
 _REPEATING_COLUMNS = ["source", "step", "reason", "threshold"]  # few distinct values: dictionary-encoded
 
+_MACHINE = f"{getnode():x}"  # hardware address: process ids repeat from one machine to the next
+
 T = TypeVar("T")
 Row = tuple[str | None, ...]
 
@@ -59,9 +62,9 @@ Row = tuple[str | None, ...]
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it becomes `path` when the block ends well, and is gone otherwise.
 
-    The name holds the process id, so a process that outlives its killed parent never writes into another's file.
+    The name holds machine and process, so a process that outlives its killed parent never writes into another's file.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = path.with_name(f"{path.name}.{_MACHINE}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         yield temporary
         descriptor = os.open(temporary, os.O_RDONLY)

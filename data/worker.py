@@ -22,8 +22,7 @@ PARENT_CHECK_SECONDS = 0.2  # how long a worker may outlive a killed parent
 def main(descriptor: int, parent: int) -> None:
     """Answer tasks until the pipe closes.
 
-    A task is (function bytes | None for the one before, index, shard bytes); an answer (index, result bytes | None,
-    failure | None).
+    A task is (function bytes | None for the one before, shard bytes); an answer (result bytes | None, failure | None).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_die_with_parent, args=(parent,), daemon=True).start()
@@ -33,7 +32,7 @@ def main(descriptor: int, parent: int) -> None:
     trouble: tuple[str, int | None, str] | None
     while True:
         try:
-            function_bytes, index, shard_bytes = connection.recv()
+            function_bytes, shard_bytes = connection.recv()
         except (EOFError, ConnectionResetError):
             return
         try:
@@ -44,7 +43,7 @@ def main(descriptor: int, parent: int) -> None:
         except Exception as error:
             result, trouble = None, failure(error)
         try:
-            connection.send((index, result, trouble))
+            connection.send((result, trouble))
         except (BrokenPipeError, ConnectionResetError):
             return
 

@@ -1,9 +1,9 @@
 """Perplexity under a language model, and what is read from it: head, middle and tail of the run itself.
 
-`ScorePerplexity` runs where the model is (in the driver, never in pool workers), in batches of texts of about one
-length. `PerplexityTiers` then cuts at percentiles of this run's own documents, for each language apart: CCNet's idea
-(Wenzek et al. 2020) without its table of cut-offs for 48 languages from 2019. Percentiles come from histograms of
-fixed size, so memory does not grow with the number of documents.
+`ScorePerplexity` runs where the model is (in the driver or a cluster's actors, never in pool workers), in batches of
+texts of about one length. `PerplexityTiers` then cuts at percentiles of this run's own documents, for each language
+apart: CCNet's idea (Wenzek et al. 2020) without its table of cut-offs for 48 languages from 2019. Percentiles come from
+histograms of fixed size, so memory does not grow with the number of documents.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from data.clean.step import Phase
 from data.document import Document, Drop, Dropped
 from data.engine import Engine
 from data.features import Features
-from data.stage import Counts, map_documents
+from data.stage import Counts, map_documents, map_documents_with
 from data.tables import read_documents
 
 VERSION = 1
@@ -46,14 +46,6 @@ class ScorerSpec(Protocol):
     def build(self) -> Scorer: ...
 
 
-@dataclass(frozen=True)
-class _InDriver:
-    """An engine that runs here, one shard after the other: the model is loaded once, in this process."""
-
-    def map_shards(self, fn, shards, *, label, documents=None):  # type: ignore[no-untyped-def]
-        return [fn(shard) for shard in shards]
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScorePerplexity:
     """Add scores["perplexity"], ["nats"] and ["tokens"] with a model.
@@ -70,13 +62,15 @@ class ScorePerplexity:
     libraries: ClassVar[tuple[str, ...]] = ("pyarrow",)
 
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
+        work = partial(score_documents, batch_size=self.batch_size)
+        return map_documents_with(self._scorer, work, inputs, output, engine, label=self.name)
+
+    def _scorer(self) -> Scorer:
         build = getattr(self.scorer, "build", None)
-        scorer: Any = build() if build else self.scorer
-        work = partial(score_documents, scorer=scorer, batch_size=self.batch_size)
-        return map_documents(work, inputs, output, _InDriver(), label=self.name)
+        return build() if build else self.scorer  # type: ignore[return-value]
 
 
-def score_documents(documents: Iterable[Document], *, scorer: Scorer, batch_size: int) -> Iterator[Document]:
+def score_documents(documents: Iterable[Document], scorer: Scorer, *, batch_size: int) -> Iterator[Document]:
     """The documents in their order; the model sees them by length, so that batches need little padding."""
     window: list[Document] = []
     for document in documents:

@@ -41,7 +41,7 @@ def documents(count: int) -> list[Document]:
 
 def test_order_is_kept_and_batches_hold_texts_of_about_one_length() -> None:
     scorer = ByLength()
-    scored = list(score_documents(documents(100), scorer=scorer, batch_size=10))
+    scored = list(score_documents(documents(100), scorer, batch_size=10))
     assert [document.id for document in scored] == [str(i) for i in range(100)]
     assert all(math.isclose(d.scores["perplexity"], len(d.text), rel_tol=1e-3) for d in scored)
     assert max(max(batch) - min(batch) for batch in scorer.batches) <= 11
