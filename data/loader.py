@@ -146,6 +146,11 @@ class Loader:
         return self._reader.fingerprint
 
     @property
+    def paired(self) -> bool:
+        """Whether any source holds preferences, whose chosen and rejected chats are neighbouring segments."""
+        return any(self._reader.index[source].second is not None for source in self._sources)
+
+    @property
     def vocab_size(self) -> int:
         """Ids are below this."""
         return int(self._reader.header["vocab_size"])

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from models.rows import RowContext
+from models.sharding import constrain_evenly
 from models.transformer import CausalLM
 
 Batch = Mapping[str, Array]
@@ -22,13 +24,14 @@ Batch = Mapping[str, Array]
 def next_token_objective(
     model: CausalLM, batch: Batch, *, z_loss: float = 0.0, vocab_chunk: int | None = None
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The pretraining objective: sum over tokens of weight x (nats of the next token + z_loss x log(Z)^2).
+    """Pretraining and tuning: sum over tokens of weight x (nats of the next token + z_loss x log(Z)^2).
 
     A sum and not a mean, because a mean of micro-batch means is wrong where their weights differ: the step divides
     once, by the total weight of the global batch. z_loss as in PaLM (Chowdhery et al. 2022, section 5).
     Returns (sum to differentiate, sums to report: `loss` in nats, without the z-loss, and `weight`).
     """
-    hidden_BTD = model(batch["inputs"], batch["segment_ids"], batch["positions"])
+    rows = RowContext.of_batch(batch)
+    hidden_BTD = model(batch["inputs"], batch["segment_ids"], batch["positions"], rows=rows)
     softcap = model.config.embedding.logit_softcap
     nll_BT, log_z_BT = token_losses(
         hidden_BTD, model.output_kernel(), batch["targets"], vocab_chunk=vocab_chunk, softcap=softcap
@@ -106,7 +109,8 @@ def _backward(chunks: int, softcap: float | None, residuals: tuple, gradients: t
         float32 = {"preferred_element_type": jnp.float32}
         hidden_grad_BTD = jnp.einsum("btc,dc->btd", grad_BTC, kernel_DC.astype(hidden_BTD.dtype), **float32)
         kernel_grad_DC = jnp.einsum("btd,btc->dc", hidden_BTD, grad_BTC, **float32)
-        return hidden_grad_BTD, kernel_grad_DC
+        # Each device keeps its part of the sum, so that no chunk of the matrix's gradient is ever whole.
+        return hidden_grad_BTD, constrain_evenly(kernel_grad_DC.astype(kernel_DV.dtype), ("embed", "vocab"))
 
     if chunks == 1:
         hidden_grad_BTD, kernel_grad_DV = products(of_logits(logits_BTV, 0), kernel_DV)

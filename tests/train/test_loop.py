@@ -28,8 +28,7 @@ def smoothed(model, batch):
 
 def test_a_copy_with_another_objective_trains(corpus, tmp_path, own_mesh):
     original = Path(train.loop.__file__).read_text()
-    settings = "z_loss=options.z_loss, vocab_chunk=options.vocab_chunk"
-    line = f"    objective = functools.partial(next_token_objective, {settings})\n"
+    line = "    objective = config.objective.make(options)\n"
     assert line in original
     copy = original.replace(line, "    objective = smoothed\n").replace(
         "\n\ndef train(", f"\n{OBJECTIVE}\n\ndef train(", 1

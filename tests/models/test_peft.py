@@ -1,0 +1,204 @@
+"""PEFT loads our adapters and we load PEFT's: the same logits to 1e-5 in float32, for every kind of adapter."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models.checkpoints.load import load_checkpoint
+from models.checkpoints.peft import load_peft
+from models.checkpoints.peft_save import save_peft
+from models.checkpoints.save import save_hf
+from models.config import Attention, Block, Embedding, LayerNorm, Plain
+from models.lora import LoRA, add_lora, merge_lora
+from models.transformer import CausalLM
+from tests.models.checkpoint_cases import tiny_model
+
+peft = pytest.importorskip("peft", reason="the peft package is not installed")
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+IDS = np.random.default_rng(0).integers(3, 264, (2, 24))
+UNTIED = {"embedding": Embedding(tied=False, max_positions=256)}
+BIASED = {"attention": Attention(qkv_bias=True)}  # what Qwen 2 has
+GPT2 = {
+    "norm": LayerNorm(),
+    "attention": Attention(qkv_bias=True, out_bias=True),
+    "mlp": Plain(activation="gelu_tanh", bias=True),
+    "embedding": Embedding(tied=True, learned_positions=True, max_positions=256),
+    "pattern": (Block(rotary=None),),
+}
+KINDS: dict[str, tuple[dict[str, Any], LoRA]] = {
+    "lora": ({}, LoRA(targets=("q", "v"), rank=4, alpha=12.0)),
+    "rslora": ({}, LoRA(targets=("q", "down"), rank=4, alpha=3.0, rslora=True)),
+    "dora": ({}, LoRA(targets="all-linear", rank=3, dora=True)),
+    "patterns": ({}, LoRA(targets="all-linear", rank=4, rank_pattern=(("mlp", 2),), alpha_pattern=(("q", 7.0),))),
+    "embedding": ({}, LoRA(targets=("q", "embedding"), rank=4)),
+    "lm_head": ({}, LoRA(targets=("v", "lm_head"), rank=4)),
+    "both_tied": ({}, LoRA(targets=("embedding",), rank=4, tie_embedding=True)),
+    "untied_dora": (UNTIED, LoRA(targets=("lm_head", "up"), rank=4, dora=True)),
+    "norms": ({}, LoRA(targets=("k",), rank=4, also_train=("final_norm", "layers.mlp_norm"))),
+    "biases": (BIASED, LoRA(targets=("q", "out"), rank=4, bias="all")),
+    "gpt2": (GPT2, LoRA(targets=("q", "v", "down"), rank=4)),
+    "gpt2_dora": (GPT2, LoRA(targets=("k", "up"), rank=4, dora=True)),
+}
+
+
+def model_of(changes: dict[str, Any]) -> CausalLM:
+    """Sizes of GPT-2's heads follow from its width, so those are set for it alone."""
+    return tiny_model(**changes, **({"num_heads": 4, "num_kv_heads": 4} if changes is GPT2 else {}))
+
+
+def shaken(model: CausalLM, seed: int = 1) -> CausalLM:
+    """The model with every adapter, bias and norm moved a little: what training does."""
+    rng = np.random.default_rng(seed)
+    graph, state = nnx.split(model)
+
+    def moved(path: tuple, leaf: nnx.Variable) -> nnx.Variable:
+        trained = any("lora" in str(part) for part in path) or path[-1] == "bias" or "norm" in str(path[-2:])
+        return leaf.replace(leaf.get_value() + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32) * trained)
+
+    flat = [(path, moved(path, leaf)) for path, leaf in nnx.to_flat_state(state)]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def logits_of(model: CausalLM) -> np.ndarray:
+    graph, state = nnx.split(model)
+    segments, positions = jnp.ones(IDS.shape, jnp.int32), jnp.tile(jnp.arange(IDS.shape[1]), (len(IDS), 1))
+
+    @jax.jit
+    def run(state: Any) -> jax.Array:
+        model = nnx.merge(graph, state)
+        return model.logits(model(jnp.asarray(IDS, jnp.int32), segments, positions))
+
+    return np.asarray(run(state))
+
+
+def their_logits(model: Any) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(IDS)).logits.numpy()
+
+
+def base_folder(model: CausalLM, folder: Path) -> Path:
+    save_hf(model, folder)
+    return folder
+
+
+def their_base(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any, Any]:
+    """(base folder, adapter folder, the base, the adapted model) of one kind."""
+    changes, lora = KINDS[request.param]
+    base = model_of(changes)
+    folder = tmp_path_factory.mktemp(request.param)
+    # the base that PEFT loads has the norms and biases from before training; merging the trained ones is PEFT's work
+    base_folder(base, folder / "base")
+    adapted = add_lora(base, dataclasses.replace(lora, dropout=0.0), rngs=nnx.Rngs(0))
+    whole = set(lora.also_train) | ({"bias"} if lora.bias != "none" else set())
+    adapted = only_trained(shaken(adapted), adapted, whole)
+    save_peft(adapted, lora, folder / "adapter", base=str(folder / "base"))
+    return folder / "base", folder / "adapter", base, adapted
+
+
+def only_trained(moved: CausalLM, start: CausalLM, whole: set[str]) -> CausalLM:
+    """`moved` where a parameter is trained, `start` elsewhere."""
+    graph, after = nnx.split(moved)
+    before = dict(nnx.to_flat_state(nnx.state(start)))
+    kept = []
+    for path, leaf in nnx.to_flat_state(after):
+        name = ".".join(map(str, path))
+        trained = "lora" in name or any(pattern in name for pattern in whole)
+        kept.append((path, leaf if trained else before[path]))
+    return nnx.merge(graph, nnx.from_flat_state(kept))
+
+
+def test_peft_gives_our_logits(exported: tuple[Path, Path, Any, Any]) -> None:
+    base_at, adapter_at, base, adapted = exported
+    ours = logits_of(adapted)
+    model = peft.PeftModel.from_pretrained(their_base(base_at), adapter_at).eval()
+    theirs = their_logits(model)
+    scale = max(1.0, np.abs(ours).max())  # logits here reach 80: 1e-5 of their size is what float32 holds
+    assert np.abs(theirs - ours).max() < 1e-5 * scale
+    assert np.abs(logits_of(base) - ours).max() > 1e-2  # the adapter does something
+    np.testing.assert_allclose(logits_of(merge_lora(adapted)), ours, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_our_adapter_comes_back(exported: tuple[Path, Path, Any, Any]) -> None:
+    base_at, adapter_at, _, adapted = exported
+    loaded, lora = load_peft(adapter_at, load_checkpoint(base_at).model)
+    np.testing.assert_allclose(logits_of(loaded), logits_of(adapted), rtol=1e-5, atol=1e-5)
+    config = json.loads((adapter_at / "adapter_config.json").read_text())
+    assert (lora.rslora, lora.dora) == (config["use_rslora"], config["use_dora"])
+
+
+def theirs_saved(folder: Path, base_at: Path, **settings: Any) -> tuple[Path, np.ndarray]:
+    """A folder that peft itself wrote, adapters moved away from their start, and the logits of peft's model."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **settings)
+    model = peft.get_peft_model(their_base(base_at), config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save.default" in name or "magnitude" in name or (parameter.requires_grad and "bias" in name):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            elif "lora_" in name:
+                parameter.mul_(0.3)
+    model.save_pretrained(folder)
+    return folder, their_logits(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({}, {"r": 4, "target_modules": ["q_proj", "v_proj"], "use_rslora": True}),
+        ({}, {"r": 4, "target_modules": "all-linear", "use_dora": True}),
+        ({}, {"r": 4, "target_modules": ["q_proj"], "layers_to_transform": [1], "rank_pattern": {"q_proj": 2}}),
+        ({}, {"r": 4, "target_modules": ["embed_tokens", "k_proj"], "alpha_pattern": {"k_proj": 5}}),
+        (UNTIED, {"r": 4, "target_modules": ["lm_head"], "modules_to_save": ["embed_tokens", "input_layernorm"]}),
+        (BIASED, {"r": 4, "target_modules": ["q_proj", "down_proj"], "bias": "all"}),
+        (GPT2, {"r": 4, "target_modules": ["c_attn", "mlp.c_proj"], "fan_in_fan_out": True}),
+    ],
+    ids=["rslora", "dora", "layers", "embedding", "modules_to_save", "biases", "gpt2"],
+)
+def test_we_read_what_peft_wrote(changes: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
+    save_hf(model_of(changes), tmp_path / "base")
+    folder, theirs = theirs_saved(tmp_path / "adapter", tmp_path / "base", **settings)
+    loaded, _ = load_peft(folder, load_checkpoint(tmp_path / "base").model)
+    assert np.abs(logits_of(loaded) - theirs).max() < 1e-5 * max(1.0, np.abs(theirs).max())
+
+
+def test_a_foreign_adapter_is_refused_in_one_line(tmp_path: Path) -> None:
+    lora = LoRA(targets=("q",), rank=4)
+    adapted = add_lora(tiny_model(), lora, rngs=nnx.Rngs(0))
+    save_peft(adapted, lora, tmp_path / "a")
+    wide = tiny_model(embed_dim=64, head_dim=8)
+    with pytest.raises(ValueError, match=r"lora_A \(4, 32\) .* is 64 x 64: it belongs to another base"):
+        load_peft(tmp_path / "a", wide)
+    with pytest.raises(ValueError, match=r"adapts model.layers.1.self_attn.q_proj, which this base does not have"):
+        load_peft(tmp_path / "a", tiny_model(num_layers=1))
+    small = quantize_model(adapted, NF4(block=32))
+    save_peft(small, lora, tmp_path / "b")
+    with pytest.raises(ValueError, match=r"trained on a base in NF4 .*, this one is in float: quantise it alike"):
+        load_peft(tmp_path / "b", tiny_model())
+    load_peft(tmp_path / "b", quantize_model(tiny_model(), NF4(block=32)))
+    load_peft(tmp_path / "b", tiny_model(), other_base=True)
+    with pytest.raises(ValueError, match="init='pissa' acts on a base that it changed"):
+        save_peft(adapted, dataclasses.replace(lora, init="pissa"), tmp_path / "c")
+    with pytest.raises(ValueError, match="has no adapter: nothing to write for PEFT"):
+        save_peft(tiny_model(), lora, tmp_path / "c")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no adapter_config.json.*is a pickle"):
+        load_peft(tmp_path / "d", tiny_model())
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "LOHA"}))
+    with pytest.raises(ValueError, match="peft_type='LOHA' is not supported; expected LORA"):
+        load_peft(tmp_path / "a", tiny_model())
