@@ -84,7 +84,10 @@ def _split_name(pre_tokenizer: Any) -> str:
 def _sentencepiece(
     tokenizer: TextTokenizer, found: dict[str, Any], tokens: list[str], types: list[int]
 ) -> dict[str, Any]:
-    """Pieces with "\u2581" for a space, and scores that fall in the order of the merges. Marks bytes in `types`."""
+    """Pieces with "▁" for a space, and scores that fall in the order of the merges. Marks bytes in `types`.
+
+    A mark in a text is read as a space from then on: the format cannot tell them apart.
+    """
     ranks: dict[str, int] = {}
     for left, right in (m.split(" ", 1) if isinstance(m, str) else m for m in found["model"]["merges"]):
         ranks.setdefault(left + right, len(ranks))

@@ -208,7 +208,8 @@ def test_sentencepiece_vocabularies_merge_by_score(tmp_path):
 def test_a_sentencepiece_tokenizer_is_written_with_the_same_ids(tmp_path):
     """The tokenizer that a dataset of ours trains, out and in again."""
     shard = tmp_path / "shard.parquet"
-    texts = [path.read_text()[:20_000] for path in sorted(Path(__file__).parent.glob("*.py"))]
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    texts = [path.read_text()[:20_000].replace("▁", "_") for path in files]  # GGUF cannot tell ▁ from a space
     write_documents(shard, [Document(id=str(i), text=text, source="x") for i, text in enumerate(texts)])
     train_tokenizer(TokenizerConfig(vocab_size=700, num_threads=1), [shard], tmp_path / "tokenizer")
     tokenizer = load_tokenizer_folder(tmp_path / "tokenizer", prefix_bos=True)

@@ -1,5 +1,6 @@
 """python -m train.evaluate on a dataset, texts, questions and tasks of the harness: the numbers are what they say."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 from data.document import Document
 from data.tables import write_documents
 from tests.models.checkpoint_cases import byte_tokenizer, save_tiny
+from tests.train.tiny import run_config, train_config
 from train.evaluate import run
 from train.evaluation import heldout_texts
+from train.loop import train
+from train.metrics import read_metrics
 
 TEXTS = ["The tide was due at noon.", "Nobody had asked for these numbers in years.", "Ünïcödé, too"]
 
@@ -60,6 +64,20 @@ def test_a_dataset_is_evaluated_on_its_held_out_documents_by_source(folder, tmp_
     (tmp_path / "documents" / "0.parquet").unlink()
     with pytest.raises(ValueError, match="is no dataset"):
         heldout_texts(tmp_path)
+
+
+def test_a_run_is_worth_what_it_measured_itself(corpus, tmp_path, own_mesh, capsys):
+    """Windows that do not overlap are the rows of training; the weights are the moving average, as in the run's end."""
+    config = run_config(corpus, run_dir=str(tmp_path / "run"), train=train_config(num_steps=2))
+    evaluation = dataclasses.replace(config.evaluation, at_start=True, max_final_bytes=None)
+    assert train(dataclasses.replace(config, evaluation=evaluation), corpus / "dataset") == 0
+    lines = [line for line in read_metrics(tmp_path / "run") if "heldout/bits_per_byte/all" in line]
+    assert [line["step"] for line in lines] == [0, 2]
+    capsys.readouterr()
+    found = _evaluate(tmp_path / "run", capsys, "--input", corpus / "dataset", "--stride", config.loader.seq_len)
+    assert found["window"] == config.loader.seq_len + 1
+    for source, bits in found["bits_per_byte"].items():
+        assert bits == pytest.approx(lines[-1][f"heldout/bits_per_byte/{source}"], rel=1e-5)
 
 
 QUESTIONS = [
