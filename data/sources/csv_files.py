@@ -15,23 +15,34 @@ from data.sources import files
 from data.sources.base import FileSource
 
 
+class TooLargeError(csv.Error):
+    """A record beyond the limit; what was read of it is gone."""
+
+
 class _Lines:
-    """Lines for csv.reader, decoded one at a time; remembers where it stands and refuses a record that never closes."""
+    """Lines for csv.reader, decoded one at a time; refuses a record that grows beyond the limit."""
 
     def __init__(self, stream: Any, limit: int) -> None:
         self._stream, self._limit = stream, limit
         self.record_bytes, self.bad_encoding = 0, False
 
     def __iter__(self) -> Iterator[str]:
-        while line := self._stream.readline(files.BUFFER):
-            self.record_bytes += len(line)
-            if self.record_bytes > self._limit:
-                raise csv.Error("record too large")
-            try:
-                yield line.decode()
-            except UnicodeDecodeError:
-                self.bad_encoding = True
-                yield line.decode("utf-8", "replace")
+        return self
+
+    def __next__(self) -> str:
+        line = self._stream.readline(self._limit + 1)
+        if not line:
+            raise StopIteration
+        self.record_bytes += len(line)
+        if self.record_bytes > self._limit:
+            if not line.endswith(b"\n"):
+                self.record_bytes += files.skip_line(self._stream)
+            raise TooLargeError(f"{self.record_bytes} bytes")
+        try:
+            return str(line.decode())
+        except UnicodeDecodeError:
+            self.bad_encoding = True
+            return str(line.decode("utf-8", "replace"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +62,12 @@ class CsvSource(FileSource):
     code_modules: ClassVar[tuple[str, ...]] = (*FileSource.code_modules, "data.sources.csv_files")
 
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
-        """One document a row; a quote that never closes costs the rest of the file, counted once."""
+        """One document a row; a quote that never closes costs `max_record_bytes`, reading goes on behind."""
         name = shard["key"].lower()
         delimiter = "\t" if ".tsv" in name[-8:] else self.delimiter
         lines = _Lines(stream, self.limits.max_record_bytes)
         csv.field_size_limit(self.limits.max_record_bytes)
-        rows = csv.reader(iter(lines), delimiter=delimiter, strict=False)
+        rows = csv.reader(lines, delimiter=delimiter, strict=False)
         try:
             header = next(rows, None)
         except csv.Error as error:
@@ -78,10 +89,8 @@ class CsvSource(FileSource):
             except StopIteration:
                 return
             except csv.Error as error:
-                reason = "record_too_large" if lines.record_bytes > self.limits.max_record_bytes else "bad_csv"
+                reason = "record_too_large" if isinstance(error, TooLargeError) else "bad_csv"
                 yield self.drop(shard, number, reason, value=str(error))
-                if reason == "record_too_large":
-                    return
                 continue
             if row:
                 yield self._document(shard, number, header, row, lines.bad_encoding)

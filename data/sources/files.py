@@ -243,9 +243,7 @@ def iter_lines(stream: io.BufferedReader, limits: ReadLimits) -> Iterator[tuple[
         start = offset
         offset += len(line)
         if len(line) == limit and not line.endswith(b"\n"):
-            while (more := stream.readline(BUFFER)) and not more.endswith(b"\n"):
-                offset += len(more)
-            offset += len(more)
+            offset += skip_line(stream)
             yield start, offset - start
             continue
         stripped = line.strip()
@@ -270,8 +268,9 @@ def open_range(url: str, start: int, limits: ReadLimits) -> io.BufferedReader:
 def skip_line(stream: io.BufferedReader) -> int:
     """Read past the next line end without holding the line; returns the bytes passed."""
     passed = 0
-    while more := stream.readline(BUFFER):
-        passed += len(more)
-        if more.endswith(b"\n"):
+    while chunk := stream.peek(BUFFER):
+        at = chunk.find(b"\n") + 1
+        passed += len(stream.read(at or len(chunk)))
+        if at:
             break
     return passed

@@ -51,7 +51,7 @@ class GitSource:
     version: ClassVar[int] = 1
     code_modules: ClassVar[tuple[str, ...]] = tuple(
         f"data.sources.{name}"
-        for name in ("base", "git_repository", "git_objects", "licences", "notebooks", "source_code")
+        for name in ("base", "git_repository", "git_objects", "jsonl", "licences", "notebooks", "source_code")
     )
     libraries: ClassVar[tuple[str, ...]] = ()
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import tempfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import zstandard
 
 CACHE_KIB = 64 << 10  # SQLite page cache
 BATCH_ROWS = 2000  # rows inserted at once
@@ -36,6 +37,7 @@ class Groups:
             "BEGIN",
         ):
             self._database.execute(statement)
+        self._pack, self._unpack = zstandard.ZstdCompressor(level=1), zstandard.ZstdDecompressor()
         self._waiting: list[tuple[str, bytes]] = []
 
     def __enter__(self) -> Groups:
@@ -49,7 +51,7 @@ class Groups:
 
     def put(self, group: str, record: dict[str, Any]) -> None:
         """Keep one JSON record under its group."""
-        data = zlib.compress(json.dumps(record).encode(), 1)
+        data = self._pack.compress(json.dumps(record).encode())
         self._waiting.append((group.encode("utf-8", "replace").decode(), data))
         if len(self._waiting) >= BATCH_ROWS:
             self._flush()
@@ -70,4 +72,4 @@ class Groups:
             rows = self._database.execute(
                 "SELECT record FROM records WHERE grp = ? ORDER BY number LIMIT ?", (group, limit)
             )
-            yield group, [json.loads(zlib.decompress(row[0])) for row in rows], count
+            yield group, [json.loads(self._unpack.decompress(row[0])) for row in rows], count

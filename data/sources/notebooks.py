@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from data.document import Document, Dropped
 from data.sources.base import FileSource
+from data.sources.jsonl import as_dict, as_list
 from data.sources.text_files import read_whole
 
 
@@ -25,8 +26,7 @@ def notebook_text(data: bytes | str) -> tuple[str, dict[str, Any]]:
         raise ValueError("not an object")
     cells = book.get("cells")
     if cells is None:  # format 3 keeps cells in worksheets
-        sheets = book.get("worksheets")
-        cells = [cell for sheet in sheets or [] if isinstance(sheet, dict) for cell in sheet.get("cells") or []]
+        cells = [cell for sheet in as_list(book.get("worksheets")) for cell in as_list(as_dict(sheet).get("cells"))]
     if not isinstance(cells, list):
         raise ValueError("no list of cells")
     language = _language(book.get("metadata"))
@@ -50,16 +50,10 @@ def notebook_text(data: bytes | str) -> tuple[str, dict[str, Any]]:
 
 
 def _language(metadata: Any) -> str:
-    if isinstance(metadata, dict):
-        for section in ("language_info", "kernelspec"):
-            inner = metadata.get(section)
-            name = (
-                (inner.get("name") if section == "language_info" else inner.get("language"))
-                if isinstance(inner, dict)
-                else None
-            )
-            if isinstance(name, str) and name.isalnum():
-                return name.lower()
+    for section, key in (("language_info", "name"), ("kernelspec", "language")):
+        name = as_dict(as_dict(metadata).get(section)).get(key)
+        if isinstance(name, str) and name.isalnum():
+            return name.lower()
     return "python"
 
 
@@ -69,7 +63,7 @@ class NotebookFolder(FileSource):
 
     suffixes: ClassVar[tuple[str, ...]] = (".ipynb",)
     files_per_shard: ClassVar[int] = 64
-    code_modules: ClassVar[tuple[str, ...]] = (*FileSource.code_modules, "data.sources.notebooks")
+    code_modules: ClassVar[tuple[str, ...]] = (*FileSource.code_modules, "data.sources.notebooks", "data.sources.jsonl")
 
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """The notebook as one document."""

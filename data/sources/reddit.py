@@ -23,9 +23,7 @@ from data.sources.limits import BombError, CorruptError, FetchError
 
 DELETED = {"[deleted]", "[removed]", "[deleted by user]", "[removed by reddit]", "[ removed by reddit ]"}
 BOT_NAME = re.compile(r"^(automoderator|.*[-_]?bot|.*_bot_.*|remindmebot|sneakpeekbot|wikitextbot|tweetposter)$", re.I)
-BOT_TEXT = re.compile(
-    r"\b(I am a bot|I'm a bot|beep boop|this action was performed automatically|this bot was)\b", re.I
-)
+BOT_PHRASES = ("i am a bot", "i'm a bot", "beep boop", "this action was performed automatically", "this bot was")
 NOT_BOTS = re.compile(r"(robot|abbot|talbot|cabot)$", re.I)
 WINDOW = 1 << 31  # bytes: the dumps are compressed with --long=31
 PAIR = re.compile(r"^(.*?)(?:RS|RC)([_-]?\d{4}-\d{2}.*)$|^(.*?)_?(?:submissions|comments)(\..*)?$")
@@ -176,7 +174,10 @@ def _scores(posts: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
 
 def is_bot(author: str, text: str) -> bool:
     """Whether a post was made by a program: its name ends in bot, or it says so."""
-    return bool((BOT_NAME.match(author) and not NOT_BOTS.search(author)) or BOT_TEXT.search(text[-1500:]))
+    if BOT_NAME.match(author) and not NOT_BOTS.search(author):
+        return True
+    end = text[-1500:].lower()
+    return any(phrase in end for phrase in BOT_PHRASES)
 
 
 def _post(record: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -38,7 +38,7 @@ def normal_post(record: Mapping[str, Any], users: Mapping[str, str]) -> dict[str
     user = as_dict(record.get("user"))
     author = str(record.get("author_id") or user.get("id_str") or "")
     references = {
-        item.get("type"): str(item.get("id"))
+        str(item.get("type")): str(item.get("id"))
         for item in as_list(record.get("referenced_tweets"))
         if isinstance(item, dict) and item.get("id")
     }

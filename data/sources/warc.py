@@ -211,6 +211,7 @@ class WarcSource(FileSource):
         *FileSource.code_modules,
         "data.sources.warc",
         "data.sources.wat",
+        "data.sources.jsonl",
         "data.sources.url_block",
         *EXTRACT_MODULES,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from data.sources.jsonl import as_dict, as_list
+
 MAX_LINKS = 200  # links kept in a document's meta
 DESCRIPTIONS = ("description", "og:description", "twitter:description")
 
@@ -17,21 +19,16 @@ def wat_text(data: bytes) -> tuple[str, dict[str, Any]]:
         return "", {}
     page: Any = record
     for step in ("Envelope", "Payload-Metadata", "HTTP-Response-Metadata", "HTML-Metadata"):
-        page = page.get(step) if isinstance(page, dict) else None
+        page = as_dict(page).get(step)
     if not isinstance(page, dict):
         return "", {}
-    head = page.get("Head")
-    head = head if isinstance(head, dict) else {}
+    head = as_dict(page.get("Head"))
     title = head.get("Title") if isinstance(head.get("Title"), str) else ""
     texts = [title.strip()] if title else []
-    metas = head.get("Metas")
-    for item in metas if isinstance(metas, list) else []:
-        name = item.get("name") or item.get("property") if isinstance(item, dict) else None
-        content = item.get("content") if isinstance(item, dict) else None
-        if str(name).lower() in DESCRIPTIONS and isinstance(content, str) and content.strip() not in texts:
+    for item in map(as_dict, as_list(head.get("Metas"))):
+        content = item.get("content")
+        known = str(item.get("name") or item.get("property")).lower() in DESCRIPTIONS
+        if known and isinstance(content, str) and content.strip() not in texts:
             texts.append(content.strip())
-    links = page.get("Links")
-    urls = [item["url"] for item in links if isinstance(item, dict) and isinstance(item.get("url"), str)] if isinstance(
-        links, list
-    ) else []  # fmt: skip
+    urls = [link["url"] for link in map(as_dict, as_list(page.get("Links"))) if isinstance(link.get("url"), str)]
     return "\n\n".join(texts), {"title": title, "links": urls[:MAX_LINKS], "num_links": len(urls), "extractor": "wat"}

@@ -181,7 +181,7 @@ def test_crawl_delay_and_page_limit(tmp_path: Path) -> None:
         sum(
             stored(tmp_path)[path]
             for path in stored(tmp_path)
-            if path not in ("/robots.txt", "/sitemap.xml", "/map.xml")
+            if path not in ("/robots.txt", "/sitemap.xml", "/map.xml", "/feed")
         )
         == 5
     )

@@ -234,7 +234,10 @@ def test_csv_quotes_line_ends_and_wrong_rows(tmp_path: Path) -> None:
     assert reasons(read(CsvSource(name="c", paths=(str(path),)))[1]) == {"empty_file": 1}
     path.write_bytes(b'text,n\n"never closed' + b"x,1\n" * 10000)
     documents, drops = read(CsvSource(name="c", paths=(str(path),), limits=ReadLimits(max_record_bytes=5000)))
-    assert not documents and reasons(drops) == {"record_too_large": 1}
+    assert reasons(drops) == {"record_too_large": 1} and 8000 < len(documents) < 9000
+    path.write_bytes(b"text,n\n" + b"y" * 9000 + b",1\n" + b"x" * 4000 + b",2\n")
+    (document,), drops = read(CsvSource(name="c", paths=(str(path),), limits=ReadLimits(max_record_bytes=5000)))
+    assert document.text == "x" * 4000 and document.meta["row"] == 2 and reasons(drops) == {"record_too_large": 1}
 
 
 def test_text_encodings_are_found_and_named(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ from data.sources.twitter import TwitterSource
 from data.sources.warc import WarcSource
 from tests.data.sources.helpers import read, reasons
 
-HOLE = 2 << 30  # bytes of a record, a hole in a sparse file: it takes no room on the disk
+HOLES = {"jsonl": 2 << 30, "warc": 2 << 30}  # bytes of a record, a hole in a sparse file: it takes no room on the disk
+HOLE = 600 << 20  # in the other formats: more than the memory that is allowed
 PAPER = b"\\documentclass{a}\\begin{document} Text of the paper. \\end{document}"
 QUESTION = b'<row Id="1" PostTypeId="1" Title="Q" Body="small" />\n'
 ARTICLE = b"<PubmedArticle><MedlineCitation><Article><Abstract><AbstractText>%s</AbstractText></Abstract></Article>"
@@ -55,31 +56,34 @@ def tar(name: str, size: int) -> bytes:
     return info.tobuf()
 
 
+SMALL_JATS = b"<article><body><p>small</p></body></article>"
+SMALL_WARC = warc(5) + b"small\r\n\r\n"
+SMALL_REDDIT = b'"}\n{"id": "b", "title": "x", "author": "a"}\n'
 # reader -> (source, file name, before the hole, behind it); the hole is one record, what is around it another or two
 CASES = {
     "jsonl": (JsonlSource, "x.jsonl", b'{"text": "small"}\n{"text": "', b'"}\n{"text": "small"}\n'),
-    "reddit": (RedditSource, "RS_2023", b'{"id": "a", "title": "x", "selftext": "', b'"}\n{"id": "b", "title": "x"}\n'),
+    "reddit": (RedditSource, "RS_2023", b'{"id": "a", "title": "x", "selftext": "', SMALL_REDDIT),
     "twitter": (TwitterSource, "x.jsonl", b'{"id": "1", "text": "', b'"}\n{"id": "2", "text": "small"}\n'),
-    "csv": (CsvSource, "x.csv", b"text\nsmall\n", b"\n"),
+    "csv": (CsvSource, "x.csv", b"text\nsmall\n", b"\nsmall\n"),
     "stack_exchange": (StackExchangeSource, "Posts.xml", b"<posts>\n" + QUESTION + b'<row Id="2" Body="', b'" />\n'),
     "pubmed": (PubmedSource, "x.xml", *(ARTICLE % b"small" + ARTICLE).split(b"%s"), ARTICLE % b"small"),
     "oai": (OaiSource, "x.xml", *(ABSTRACT % b"small" + ABSTRACT).split(b"%s"), ABSTRACT % b"small"),
     "mediawiki": (MediaWikiSource, "x.xml", *(PAGE.replace(b"1<", b"2<") % b"small" + PAGE).split(b"%s")),
     "mbox": (MboxSource, "x.mbox", *(MAIL % b"small" + MAIL).split(b"%s"), MAIL % b"small"),
-    "warc": (WarcSource, "x.warc", warc(5) + b"small\r\n\r\n" + warc(HOLE), b"\r\n\r\n" + warc(5) + b"small\r\n\r\n"),
+    "warc": (WarcSource, "x.warc", SMALL_WARC + warc(HOLES["warc"]), b"\r\n\r\n" + SMALL_WARC),
     "arxiv": (ArxivSource, "x.tar", tar("a.tex", HOLE), tar("b.tex", len(PAPER)) + PAPER + bytes(2048)),
-    "jats": (JatsSource, "x.tar", tar("a.xml", HOLE), tar("b.xml", 10) + b"<article/>" + bytes(2048)),
-    "text": (TextFolder, "x.txt", b"x", b""), "gutenberg": (GutenbergSource, "x.txt", b"x", b""),
+    "jats": (JatsSource, "x.tar", tar("a.xml", HOLE), tar("b.xml", len(SMALL_JATS)) + SMALL_JATS + bytes(2048)),
+    "text": (TextFolder, "x.txt", b"x", b"x"), "gutenberg": (GutenbergSource, "x.txt", b"x", b"x"),
     "notebook": (NotebookFolder, "x.ipynb", b"{", b"}"), "discourse": (DiscourseSource, "x.json", b"{", b"}"),
     "html": (HtmlFolder, "x.html", b"<p>", b"</p>"),
 }  # fmt: skip
 
 
-def write_hole(path: Path, parts: tuple[bytes, ...]) -> None:
+def write_hole(path: Path, size: int, parts: tuple[bytes, ...]) -> None:
     before, *behind = parts
     with path.open("wb") as out:
         out.write(before)
-        out.seek(HOLE, io.SEEK_CUR)
+        out.seek(size, io.SEEK_CUR)
         out.write(b"".join(behind))
 
 
@@ -96,10 +100,10 @@ def read_hole(reader: str, path: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", CASES)
-def test_a_record_of_two_gigabytes(reader: str, tmp_path: Path) -> None:
+def test_a_record_that_memory_cannot_hold(reader: str, tmp_path: Path) -> None:
     name, *parts = CASES[reader][1:]
     path = tmp_path / name
-    write_hole(path, tuple(parts))
+    write_hole(path, HOLES.get(reader, HOLE), tuple(parts))
     code = f"from tests.data.sources.test_hostile_sizes import read_hole; read_hole({reader!r}, {str(path)!r})"
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
@@ -107,7 +111,7 @@ def test_a_record_of_two_gigabytes(reader: str, tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["mb"] < 500 and time.monotonic() - start < 30, found
     assert set(found["dropped"]) <= {"record_too_large", "page_too_large", "bad_xml"} and found["dropped"], found
-    whole_files = ("text", "gutenberg", "notebook", "discourse", "html", "jats")
+    whole_files = ("text", "gutenberg", "notebook", "discourse", "html")
     assert found["kept"] >= (reader not in whole_files), found
 
 
