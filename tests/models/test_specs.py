@@ -4,6 +4,11 @@ import dataclasses
 
 import pytest
 
+from data.clean.perplexity import ScorePerplexity
+from data.document import Document
+from data.engine import LocalPool
+from data.keys import plain
+from data.tables import read_documents, write_documents
 from models.checkpoints.load import load_checkpoint
 from models.decode import DecodeConfig, Decoder
 from models.generation import generate_texts
@@ -45,3 +50,16 @@ def test_a_generator_is_built_from_a_location_and_speaks_through_the_template(fo
     answers = dataclasses.replace(spec, chat=True, system="be brief").build().generate(prompts)
     assert answers == generate_texts(decoder, loaded.tokenizer, rendered, DECODE)
     assert spec.build().generate([]) == []
+
+
+def test_the_perplexity_step_takes_the_spec(folder, tmp_path):
+    step = ScorePerplexity(scorer=CheckpointScorer(checkpoint=str(folder)), batch_size=2)
+    assert str(folder) in str(plain(step)), "the stage's key names the model"
+    texts = ["hello", "a longer text than that", "x y z"]
+    documents = [Document(id=str(i), text=text, source="a") for i, text in enumerate(texts)]
+    write_documents(tmp_path / "a.parquet", documents)
+    step.run([tmp_path / "a.parquet"], tmp_path / "out", LocalPool(workers=1))
+    (shard,) = (tmp_path / "out").rglob("*.parquet")
+    nats, tokens = step.scorer.build().score(texts)
+    for document, nat, count in zip(read_documents(shard), nats, tokens):
+        assert document.scores["tokens"] == count and document.scores["nats"] == pytest.approx(nat, abs=2e-3)
