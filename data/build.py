@@ -28,6 +28,7 @@ import xxhash
 
 from data.clean.pii import LIBRARIES as PII_LIBRARIES
 from data.engine import LocalPool
+from data.engine_ray import Ray
 from data.folders import PUBLISHED, STAGES, Step, publish, run_step, say
 from data.keys import KEY_DIGITS, library_versions, plain
 from data.manifest import FORMAT, MANIFEST, damaged_file, list_sizes, read_manifest
@@ -60,7 +61,7 @@ class DataConfig:
     sources: tuple[Source, ...]
     stages: tuple[Stage, ...] = ()
     tokenizer: TokenizerConfig | TokenizerSource | None
-    engine: LocalPool = field(default=LocalPool(), metadata=NOT_IN_KEY)
+    engine: LocalPool | Ray = field(default=LocalPool(), metadata=NOT_IN_KEY)
     seed: int = 0
     shard_bytes: int = 64 << 20
     rebuild: bool = field(default=True, metadata=NOT_IN_KEY)
@@ -140,7 +141,8 @@ def _build(config: DataConfig, dataset: Path, steps: Sequence[Step], log: TextIO
     for line in _why_again(config, dataset):
         say(log, line)
     (dataset / MANIFEST).unlink(missing_ok=True)  # from here until the end the dataset is not whole
-    with config.engine.session(dataset) as engine:
+    libraries = tuple(name for name in _versions(config) if name != "python")
+    with config.engine.session(dataset, libraries) as engine:
         say(log, f"dataset {dataset}: {len(steps)} steps, {config.engine}")
         records = [run_step(step, dataset, engine, log) for step in steps]
     publish(dataset, steps)

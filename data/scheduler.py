@@ -86,7 +86,13 @@ class _Run:
 
 
 def schedule(
-    hands: Hands, shards: Sequence[Any], label: str, *, deaths: int = MAX_ATTEMPTS, twice: bool = False
+    hands: Hands,
+    shards: Sequence[Any],
+    label: str,
+    progress: Progress | None = None,
+    *,
+    deaths: int = MAX_ATTEMPTS,
+    twice: bool = False,
 ) -> Iterator[tuple[int, Any]]:
     """(index, result) of every shard, as they end.
 
@@ -100,7 +106,6 @@ def schedule(
     died = [0] * len(shards)
     took: list[float] = []
     left = len(shards)
-    done = [False] * len(shards)
     tickets = itertools.count()
 
     def start(index: int) -> None:
@@ -125,7 +130,6 @@ def schedule(
                 for ticket in [ticket for ticket, other in running.items() if other.index == index]:
                     hands.stop(ticket)
                     del running[ticket]
-                done[index] = True
                 left -= 1
                 yield index, answer.result
                 continue
@@ -133,6 +137,8 @@ def schedule(
             died[index] += trouble.died
             if not trouble.may_pass or tries[index] >= MAX_ATTEMPTS or died[index] >= deaths:
                 raise shard_error(label, index, shards, trouble)
+            if progress is not None:
+                progress.failed(index, trouble)
             if not any(other.index == index for other in running.values()):
                 waiting.append(index)
 
@@ -159,30 +165,63 @@ def shard_error(label: str, index: int, shards: Sequence[Any], trouble: Trouble)
     return ShardError(message, errno=trouble.errno, details=trouble.details)
 
 
-def collect(
-    results: Iterator[tuple[int, Any]],
-    shards: Sequence[Any],
-    label: str,
-    documents: Callable[[Any], int] | None = None,
-) -> list[Any]:
-    """All results in shard order, behind a bar with rates and the time left.
+class Progress:
+    """A bar with rates, failures and the time left, on a terminal; failures are told once each in any case.
 
     documents(result) is how many documents a result stands for; the bytes are those of the files that shards name.
     """
+
+    def __init__(self, label: str, shards: Sequence[Any], documents: Callable[[Any], int] | None = None):
+        self._label, self._shards, self._documents = label, shards, documents
+        self._count = self._size = self._failed = 0
+        self._told: set[str] = set()
+        self._started = time.monotonic()
+        self._bar = tqdm(total=len(shards), desc=label, unit="shard", disable=None, dynamic_ncols=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    @property
+    def num_shards(self) -> int:
+        """Of the whole step."""
+        return len(self._shards)
+
+    def done(self, index: int, result: Any) -> None:
+        """One shard is whole."""
+        if self._documents is not None and not self._bar.disable:
+            self._count += self._documents(result)
+            self._size += _file_bytes(self._shards[index])
+        self._show()
+        self._bar.update()
+
+    def failed(self, index: int, trouble: Trouble) -> None:
+        """One try of a shard ended in trouble, and will be made again."""
+        self._failed += 1
+        line = f"{self._label}: shard {index + 1} of {len(self._shards)}: {trouble.line}; trying again"
+        if line not in self._told:
+            self._told.add(line)
+            self._bar.write(line)
+        self._show()
+
+    def _show(self) -> None:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        parts = [f"{self._failed} failed"] if self._failed else []
+        if self._documents is not None:
+            rates = f"{self._count / seconds:,.0f}/s", f"{self._size / seconds / 1e6:,.1f} MB/s"
+            parts += [f"{self._count:,} documents", *rates]
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
+
+
+def collect(results: Iterator[tuple[int, Any]], progress: Progress) -> list[Any]:
+    """All results in shard order."""
     found: dict[int, Any] = {}
-    count = size = 0
-    start = time.monotonic()
-    with tqdm(total=len(shards), desc=label, unit="shard", disable=None, dynamic_ncols=True) as bar:
-        for index, result in results:
-            found[index] = result
-            if documents is not None and not bar.disable:
-                count += documents(result)
-                size += _file_bytes(shards[index])
-                seconds = time.monotonic() - start
-                rate = f"{count:,} documents, {count / seconds:,.0f}/s, {size / seconds / 1e6:,.1f} MB/s"
-                bar.set_postfix_str(rate, refresh=False)
-            bar.update()
-    return [found[index] for index in range(len(shards))]
+    for index, result in results:
+        found[index] = result
+        progress.done(index, result)
+    return [found[index] for index in range(progress.num_shards)]
 
 
 def _file_bytes(shard: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from data.augment.paraphrase import Paraphrase
 from data.augment.reorder import Reorder
 from data.augment.stage import Augment
 from data.build import DataConfig, build_dataset
+from data.clean.language import Language
 from data.document import Document, Dropped
 from data.engine import LocalPool
 from data.heldout import HeldOut
@@ -78,6 +80,40 @@ class Stories:
             text = "" if number % 17 == 5 else prose(number)
             meta = {"group": f"group{number}", "title": f"Story {number}"}
             yield Document(id=f"{self.name}:{number}", text=text, source=self.name, meta=meta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Given texts as documents."""
+
+    texts: tuple[str, ...]
+    name: str = "texts"
+
+    version: ClassVar[int] = 1
+    code_modules: ClassVar[tuple[str, ...]] = ()
+    libraries: ClassVar[tuple[str, ...]] = ()
+
+    def shards(self) -> Sequence[int]:
+        return [0]
+
+    def inputs_key(self) -> Any:
+        return xxhash.xxh3_64_hexdigest("".join(self.texts).encode())
+
+    def documents(self, shard: int) -> Iterator[Document | Dropped]:
+        for number, text in enumerate(self.texts):
+            yield Document(id=f"{self.name}:{number}", text=text, source=self.name, meta={"group": f"group{number}"})
+
+
+def news_paragraphs(real_data: Path, number: int, *, shortest: int = 250, longest: int = 700) -> tuple[str, ...]:
+    """Paragraphs of real English articles, one an article first, then the next of each."""
+    articles = json.loads((real_data / "html" / "ground-truth.json").read_text(encoding="utf-8"))
+    pages = [str(page.get("articleBody", "")) for _, page in sorted(articles.items())]
+    found: list[list[str]] = []
+    for page in pages:
+        good = [part.strip() for part in page.split("\n") if shortest <= len(part.strip()) <= longest]
+        found.append([part for part in good if Language().detect(part)[0] == "en"])
+    ordered = [parts[place] for place in range(40) for parts in found if place < len(parts)]
+    return tuple(dict.fromkeys(ordered))[:number]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,163 @@
+"""The hands of a Ray cluster for the scheduler: tasks for shards, actors for models.
+
+Nothing here imports Ray: the module is handed in by `data.engine_ray`, which says what may be missing.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+from data.scheduler import Answer, Trouble
+from data.worker import failure
+
+
+class RayNeeds(Protocol):
+    """What a shard and a model take; `data.engine_ray.Ray` has it."""
+
+    @property
+    def cpus(self) -> float: ...
+    @property
+    def memory_bytes(self) -> int | None: ...
+    @property
+    def model_resources(self) -> tuple[tuple[str, float], ...]: ...
+    @property
+    def max_models(self) -> int | None: ...
+
+
+class _Owed:
+    """Answers that Ray owes: what tasks and actors have in common."""
+
+    def __init__(self, ray: Any, shards: Sequence[Any]):
+        self._ray, self._shards = ray, shards
+        self._tickets: dict[Any, int] = {}  # by reference
+
+    def wait(self, seconds: float | None) -> Sequence[Answer]:
+        """As `Hands.wait`."""
+        refs = list(self._tickets)
+        ready, rest = self._ray.wait(refs, num_returns=1, timeout=seconds)
+        if ready and rest:
+            ready += self._ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        return [self._answer(ref) for ref in ready]
+
+    def _answer(self, ref: Any) -> Answer:
+        ticket = self._tickets.pop(ref)
+        try:
+            result, trouble = self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:
+            line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            return Answer(ticket, trouble=Trouble(f"{type(error).__name__}: {line.strip()[:200]}", died=True))
+        return Answer(ticket, pickle.loads(result)) if trouble is None else Answer(ticket, trouble=Trouble(*trouble))
+
+    def _ref_of(self, ticket: int) -> Any:
+        ref = next(ref for ref, other in self._tickets.items() if other == ticket)
+        del self._tickets[ref]
+        return ref
+
+
+class RayTasks(_Owed):
+    """Hands that are Ray tasks, as many at a time as the cluster has CPUs for now."""
+
+    def __init__(self, ray: Any, config: RayNeeds, function: bytes, shards: Sequence[Any]):
+        super().__init__(ray, shards)
+        self._config = config
+        self._function = ray.put(function)
+        memory = {} if config.memory_bytes is None else {"memory": config.memory_bytes}
+        self._task = ray.remote(num_cpus=config.cpus, max_retries=0, **memory)(_work)
+
+    def free(self) -> int:
+        total = self._ray.cluster_resources().get("CPU", 0.0)
+        return max(1, int(total / self._config.cpus)) - len(self._tickets)
+
+    def start(self, ticket: int, index: int) -> None:
+        self._tickets[self._task.remote(self._function, pickle.dumps(self._shards[index]))] = ticket
+
+    def stop(self, ticket: int) -> None:
+        if ticket in self._tickets.values():
+            self._ray.cancel(self._ref_of(ticket), force=True)
+
+
+class RayActors(_Owed):
+    """Hands that are actors with a model each; one that dies is replaced."""
+
+    def __init__(self, ray: Any, config: RayNeeds, function: bytes, shards: Sequence[Any]):
+        super().__init__(ray, shards)
+        self._function = ray.put(function)
+        needs = dict(config.model_resources) or {"CPU": config.cpus}
+        named = {"CPU": "num_cpus", "GPU": "num_gpus"}
+        options = {named[name]: amount for name, amount in needs.items() if name in named}
+        options |= {"resources": {name: amount for name, amount in needs.items() if name not in named}}
+        self._actor = ray.remote(**{"num_cpus": 0, **options})(_ModelActor)
+        have = ray.cluster_resources()
+        lacking = [name for name, amount in needs.items() if have.get(name, 0) < amount]
+        if lacking:
+            raise ValueError(f"Ray: a model needs {needs}, the cluster has {lacking[0]} {have.get(lacking[0], 0)}")
+        room = min(int(have[name] / amount) for name, amount in needs.items())
+        self._room = min(room, len(shards), config.max_models or room)
+        self._idle: list[Any] = []
+        self._busy: dict[int, Any] = {}
+
+    def free(self) -> int:
+        return self._room - len(self._busy)
+
+    def start(self, ticket: int, index: int) -> None:
+        actor = self._idle.pop() if self._idle else self._actor.remote()
+        self._busy[ticket] = actor
+        self._tickets[actor.work.remote(self._function, pickle.dumps(self._shards[index]))] = ticket
+
+    def wait(self, seconds: float | None) -> Sequence[Answer]:
+        answers = super().wait(seconds)
+        for answer in answers:
+            actor = self._busy.pop(answer.ticket)
+            if answer.trouble is not None and answer.trouble.died:
+                self._ray.kill(actor)
+            else:
+                self._idle.append(actor)
+        return answers
+
+    def stop(self, ticket: int) -> None:
+        if ticket in self._busy:
+            self._ref_of(ticket)
+            self._ray.kill(self._busy.pop(ticket))
+
+    def close(self) -> None:
+        """End all actors."""
+        for actor in (*self._idle, *self._busy.values()):
+            self._ray.kill(actor)
+
+
+def _work(function: bytes, shard: bytes) -> tuple[bytes | None, tuple[str, int | None, str] | None]:
+    """What a worker does with a shard: (result, failure), both as `data.worker` has them."""
+    try:
+        return pickle.dumps(_loaded(function)(pickle.loads(shard))), None
+    except Exception as error:
+        return None, failure(error)
+
+
+@lru_cache(maxsize=4)
+def _loaded(function: bytes) -> Callable[[Any], Any]:
+    return pickle.loads(function)
+
+
+class _ModelActor:
+    """A process that keeps a model between shards."""
+
+    def work(self, function: bytes, shard: bytes) -> tuple[bytes | None, tuple[str, int | None, str] | None]:
+        return _work(function, shard)
+
+
+def call_with_model(shard: Any, *, build: Callable[[], Any], fn: Callable[[Any, Any], Any]) -> Any:
+    return fn(shard, _model(build))
+
+
+_MODELS: dict[bytes, Any] = {}  # of this process, by the bytes of what builds it: one, as an actor has one function
+
+
+def _model(build: Callable[[], Any]) -> Any:
+    key = pickle.dumps(build)
+    if key not in _MODELS:
+        _MODELS.clear()
+        _MODELS[key] = build()
+    return _MODELS[key]
