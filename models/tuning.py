@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from models.config import ModelConfig
+from models.encoder import EncoderConfig, EncoderLM
 from models.lora import LoRA, add_lora, trainable_paths
 from models.quantize import Quantization, quantize_model, round_trip
 from models.transformer import CausalLM
@@ -36,9 +37,15 @@ def tuned(model: CausalLM, tuning: Tuning, seed: int) -> CausalLM:
     return model if tuning.quantize is None else quantize_model(model, tuning.quantize)
 
 
+def new_model(config: ModelConfig | EncoderConfig, seed: int) -> Any:
+    """The model that a config describes, with random parameters; can be traced."""
+    kind = EncoderLM if isinstance(config, EncoderConfig) else CausalLM
+    return kind(config, rngs=nnx.Rngs(seed))  # type: ignore[arg-type]
+
+
 def abstract_tuned(config: ModelConfig, tuning: Tuning) -> CausalLM:
     """Such a model with shapes in the place of arrays."""
-    return nnx.eval_shape(lambda: tuned(CausalLM(config, rngs=nnx.Rngs(0)), tuning, 0))
+    return nnx.eval_shape(lambda: tuned(new_model(config, 0), tuning, 0))
 
 
 def dotted_paths(variables: Any) -> dict[str, tuple]:

@@ -22,12 +22,14 @@ from typing import Any, TypeVar
 from data.build import DataConfig
 from data.loader import LoaderConfig
 from models.config import ModelConfig
+from models.encoder import EncoderConfig
 from models.lora import LoRA
 from models.quantize import NF4, Int8Weights
 from models.sharding import MeshConfig
 from models.tuning import Tuning
 from train.checkpoint import CheckpointConfig
 from train.evaluation import EvaluationConfig
+from train.masked import MaskedLM
 from train.objectives import NextToken
 from train.optimizer import AdamW, Muon, WarmupCosine, WarmupStableDecay
 from train.preference import Preference
@@ -49,7 +51,7 @@ class Config:
     name: str
     data: DataConfig
     loader: LoaderConfig
-    model: ModelConfig
+    model: ModelConfig | EncoderConfig
     optimizer: AdamW | Muon
     schedule: WarmupCosine | WarmupStableDecay
     train: TrainConfig
@@ -61,7 +63,7 @@ class Config:
     lora: LoRA | None = None
     quantize: NF4 | Int8Weights | None = None
     freeze: tuple[str, ...] = ()
-    objective: NextToken | Preference = NextToken()
+    objective: NextToken | Preference | MaskedLM = NextToken()
 
     @property
     def tuning(self) -> Tuning:

@@ -21,6 +21,7 @@ from models.sharding import batch_sharding, check_mesh, make_mesh
 from train.checkpoint import Checkpoints
 from train.config import Config, to_json
 from train.evaluation import compressed_scores, draw_samples, heldout_scores, make_nats, open_heldout_rows
+from train.masked import MaskedLM, make_masked_nats
 from train.metrics import MetricsWriter, ProgressLine, flop_per_token, peak_flop_per_s
 from train.optimizer import make_optimizer, make_schedule, peak_rates
 from train.parameters import base_size
@@ -84,9 +85,11 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
         options,
         shardings=shardings_of(abstract),
         batch_sharding=batch_sharding(mesh),
-        dropout=config.lora is not None and config.lora.dropout > 0,
+        dropout=isinstance(config.objective, MaskedLM) or (config.lora is not None and config.lora.dropout > 0),
     )
     nats = make_nats(graphdef, mesh, vocab_chunk=options.vocab_chunk)
+    if isinstance(config.objective, MaskedLM):
+        nats = make_masked_nats(graphdef, mesh, config.objective, vocab_chunk=options.vocab_chunk)
 
     # ---- a new run, or the same one going on -------------------------------------------------------------------------
     adapters = config.lora is not None
@@ -218,7 +221,9 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
     weights = whole_params(state.params if state.ema is None else state.ema, state.frozen)
     rows = open_heldout_rows(dataset, config.loader, config.evaluation.max_final_bytes)
     scores = heldout_scores(nats, weights, rows, mesh)
-    samples = draw_samples(graphdef, weights, tokenizer, config.evaluation, seed=options.seed)
+    samples = ""
+    if config.evaluation.prompts:
+        samples = draw_samples(graphdef, weights, tokenizer, config.evaluation, seed=options.seed)
     (run_dir / "samples.txt").write_text(samples, encoding="utf-8")
     values = final_values(scores, compressed_scores(dataset, rows))
     writer.write(last_step, values)

@@ -12,8 +12,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from models.config import ModelConfig
 from models.sharding import logical_axes, mesh_size, param_shardings
-from models.transformer import CausalLM
-from models.tuning import Tuning, abstract_tuned, trained, tuned
+from models.tuning import Tuning, abstract_tuned, new_model, trained, tuned
 from train.optimizer import Axes
 
 PLAIN = Tuning()
@@ -57,7 +56,7 @@ def describe_model(
 
 def make_params(config: ModelConfig, seed: int, tuning: Tuning = PLAIN) -> Params:
     """Random parameters; to be traced, so that jit's out_shardings put every part where it belongs."""
-    return nnx.to_pure_dict(nnx.state(tuned(CausalLM(config, rngs=nnx.Rngs(seed)), tuning, seed)))
+    return nnx.to_pure_dict(nnx.state(tuned(new_model(config, seed), tuning, seed)))
 
 
 def new_state(

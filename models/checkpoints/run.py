@@ -1,4 +1,4 @@
-"""A Sluice run as a checkpoint: its config.json, the params item of its last Orbax step, its tokenizer."""
+"""A Sluice run as a checkpoint: its config.json, the weights of its last Orbax step, its tokenizer."""
 
 import json
 import typing
@@ -9,13 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from models import config as parts
+from models import lora, quantize
 from models.checkpoints.tokenizer import TextTokenizer, load_tokenizer_folder
 from models.config import ModelConfig
-from models.sharding import param_shardings
-from models.transformer import CausalLM, abstract_model
+from models.sharding import MeshConfig, make_mesh, param_shardings
+from models.transformer import CausalLM
+from models.tuning import Tuning, abstract_tuned, dotted_paths, trained
 
 
 def read_run_json(folder: Path) -> dict[str, Any]:
@@ -41,16 +43,25 @@ def read_run_seq_len(folder: Path) -> int | None:
 
 
 def _value(value: Any, origin: str) -> Any:
-    """JSON values back to dataclasses of models.config: an object names its class under "type"."""
+    """JSON values back to dataclasses of the model rooms: an object names its class under "type"."""
     if isinstance(value, dict):
-        cls = getattr(parts, value.get("type", ""), None)
+        name = value.get("type", "")
+        cls = next((getattr(module, name) for module in (parts, lora, quantize) if hasattr(module, name)), None)
         if not (isinstance(cls, type) and is_dataclass(cls)):
-            raise ValueError(f"{origin} has a model part of type {value.get('type')!r}, which models/config.py lacks")
+            raise ValueError(f"{origin} has a model part of type {value.get('type')!r}, which the model rooms lack")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(value.keys() - known - {"type"}):
             raise ValueError(f"{origin}: {cls.__name__} has no field {unknown[0]!r}; written by another version?")
         return cls(**{key: _value(item, origin) for key, item in value.items() if key != "type"})
     return tuple(_value(item, origin) for item in value) if isinstance(value, list) else value
+
+
+def read_run_tuning(folder: Path) -> Tuning:
+    """What the run trains of its model, out of RUN/config.json."""
+    found, origin = read_run_json(folder), str(folder / "config.json")
+    values = {name: found.get(name) for name in ("lora", "quantize")}
+    parts = {name: _value(value, origin) for name, value in values.items() if value is not None}
+    return Tuning(**parts, freeze=tuple(found.get("freeze") or ()))
 
 
 def load_run(
@@ -63,36 +74,99 @@ def load_run(
 ) -> CausalLM:
     """The model of a run's checkpoint (None: the newest step), placed on `mesh` whatever mesh had saved it.
 
-    The weights are those that the run evaluates itself: their moving average where it keeps one (item `ema`), else
-    `params`. Nothing else is read. Errors: ValueError where the run has no whole checkpoint.
+    The weights are those that the run evaluates itself: of what it trains their moving average where it keeps one (item
+    `ema`). A run with adapters gives a model with adapters; the base is in its checkpoint, or read again from where the
+    run started. Errors: ValueError where the run has no whole checkpoint, or the base is not the one it started from.
     """
-    from orbax.checkpoint import v1 as ocp  # seconds to import, and only runs need it
-
-    where = (folder / "checkpoints").resolve()
-    graph, state = nnx.split(abstract_model(config))
-    if mesh is None:
-        placed: Any = jax.tree.map(lambda leaf: SingleDeviceSharding(jax.devices()[0]), state)
-    else:
-        placed = param_shardings(state, mesh)
-    shapes, placements = nnx.to_pure_dict(state), nnx.to_pure_dict(placed)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
+    tuning = read_run_tuning(folder)
+    graph, state = nnx.split(abstract_tuned(config, tuning))
+    shapes, placements = nnx.to_pure_dict(state), nnx.to_pure_dict(param_shardings(state, mesh))
     abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding), shapes, placements
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, placements
     )
-    with ocp.training.Checkpointer(where) as checkpointer:
-        latest = checkpointer.latest
-        if latest is None:
+    flat = dict(zip(dotted_paths(abstract).values(), jax.tree.leaves(abstract)))
+    names = trained(shapes, tuning)
+    ours = {path: leaf for path, leaf in flat.items() if ".".join(path) in names}
+    others = {path: leaf for path, leaf in flat.items() if path not in ours}
+    step, where = _newest(folder) if step is None else step, (folder / "checkpoints").resolve()
+    items = {path.name for path in (where / str(step)).iterdir()}
+    item = "lora" if tuning.lora is not None else "params"
+    if "ema" in items:
+        loaded = _read_items(
+            where, step, {"ema": _nested(ours)} | ({"params": abstract} if others and item == "params" else {})
+        )
+    else:
+        loaded = _read_items(where, step, {item: abstract if item == "params" else _nested(ours)})
+    values = _flat(loaded.get("params", {})) | _flat(loaded.get("lora", {})) | _flat(loaded.get("ema", {}))
+    if item == "lora":
+        if "params" in items:
+            values |= _flat(_read_items(where, step, {"params": _nested(others)})["params"])
+        else:
+            values |= {path: leaf for path, leaf in _base(folder, step, config, mesh, tuning).items() if path in others}
+    if param_dtype is not None:
+        floating = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
+        values = {path: leaf.astype(param_dtype) if floating(leaf) else leaf for path, leaf in values.items()}
+    nnx.replace_by_pure_dict(state, _nested(values))
+    return nnx.merge(graph, state)
+
+
+def _newest(folder: Path) -> int:
+    """The newest whole step of a run."""
+    with _checkpointer((folder / "checkpoints").resolve()) as checkpointer:
+        if checkpointer.latest is None:
             raise ValueError(f"{folder} has no whole checkpoint yet: train it further, or give another run")
-        chosen = latest.step if step is None else step
-        item = "ema" if (where / str(chosen) / "ema").is_dir() else "params"
+        return checkpointer.latest.step
+
+
+def _read_items(where: Path, step: int, items: dict[str, Any]) -> dict[str, Any]:
+    """Some items of one checkpoint."""
+    with _checkpointer(where) as checkpointer:
         try:
-            params = checkpointer.load_checkpointables(chosen, {item: abstract})[item]
+            return checkpointer.load_checkpointables(step, items)
         except Exception as error:  # Orbax raises many kinds; a user wants the sentence
             reason = str(error).strip().split("\n")[0][:200]
-            raise ValueError(f"checkpoint {where / str(chosen)} could not be read: {reason}") from None
-    if param_dtype is not None:
-        params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
-    nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graph, state)
+            raise ValueError(f"checkpoint {where / str(step)} could not be read: {reason}") from None
+
+
+def _checkpointer(where: Path) -> Any:
+    from orbax.checkpoint import v1 as ocp  # seconds to import, and only runs need it
+
+    return ocp.training.Checkpointer(where)
+
+
+def _base(folder: Path, step: int, config: ModelConfig, mesh: Mesh, tuning: Tuning) -> dict[tuple, Any]:
+    """The weights under a run's adapters, read from where it started; ValueError where they have changed since."""
+    from models.checkpoints.tuned import (
+        load_tuned,
+    )  # a run may start from a run: this module loads, and is loaded by it
+
+    found = read_run_json(folder)
+    location = found["init_from"]
+    params, fingerprint = load_tuned(location, config, mesh, tuning, seed=found["train"]["seed"])
+    known = _read_items((folder / "checkpoints").resolve(), step, {"meta": None})["meta"]["identity"]["base"]
+    if known != fingerprint:
+        raise ValueError(
+            f"{folder} was trained on other weights than {location} holds now (fingerprint {known}, found "
+            f"{fingerprint}): bring the old ones back"
+        )
+    return _flat(params)
+
+
+def _flat(tree: dict[str, Any]) -> dict[tuple, Any]:
+    """Leaves of nested dicts by path."""
+    return dict(zip(dotted_paths(tree).values(), jax.tree.leaves(tree)))
+
+
+def _nested(flat: dict[tuple, Any]) -> dict[str, Any]:
+    """Nested dicts of leaves by path."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        inner = tree
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[path[-1]] = leaf
+    return tree
 
 
 def run_tokenizer(folder: Path) -> TextTokenizer | None:

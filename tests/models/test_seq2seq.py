@@ -1,0 +1,136 @@
+"""MarianMT against transformers on torch: logits, greedy and beam search, folders both ways, batches."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.checkpoints.marian import load_marian, save_marian, search_config
+from models.seq2seq_decode import SearchConfig, Searcher
+
+torch = pytest.importorskip("torch", reason="torch is not installed: parity with transformers is not tested")
+import transformers  # noqa: E402
+
+VOCAB, PAD, EOS = 61, 60, 0
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """(their model, its folder, ours): random weights with a bias to EOS, so that sentences end at many lengths."""
+    torch.manual_seed(1)
+    config = transformers.MarianConfig(
+        vocab_size=VOCAB,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=96,
+        activation_function="swish",
+        scale_embedding=True,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        decoder_start_token_id=PAD,
+        forced_eos_token_id=EOS,
+    )
+    model = transformers.MarianMTModel(config)
+    for name, parameter in model.named_parameters():
+        if "embed_positions" not in name:
+            parameter.data += 0.15 * torch.randn_like(parameter)
+    model.final_logits_bias += 0.3 * torch.randn_like(model.final_logits_bias)
+    model.final_logits_bias[0, EOS] += 1.5
+    model.generation_config.bad_words_ids = [[PAD]]
+    model.generation_config.max_length = 70
+    folder = tmp_path_factory.mktemp("marian")
+    model.eval().save_pretrained(folder)
+    return model, folder, load_marian(folder)
+
+
+@pytest.fixture(scope="module")
+def sources():
+    rng = np.random.default_rng(2)
+    return [[*rng.integers(1, PAD, int(length)).tolist(), EOS] for length in rng.integers(2, 30, 24)]
+
+
+def padded(sources):
+    width = max(map(len, sources))
+    ids = np.array([source + [PAD] * (width - len(source)) for source in sources])
+    return ids, ids != PAD
+
+
+def reference(model, sources, num_beams):
+    """What transformers gives, batched and padded."""
+    ids, mask = padded(sources)
+    with torch.no_grad():
+        found = model.generate(
+            input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask.astype(int)), num_beams=num_beams
+        ).tolist()
+    out = []
+    for row in found:
+        row = row[1:]
+        row = row[: row.index(EOS)] if EOS in row else row
+        out.append([token for token in row if token != PAD])
+    return out
+
+
+def test_logits_are_those_of_transformers(pair, sources):
+    model, _, ours = pair
+    ids, mask = padded(sources[:5])
+    targets = np.random.default_rng(3).integers(1, PAD, (5, 17))
+    with torch.no_grad():
+        wanted = model(
+            input_ids=torch.tensor(ids),
+            attention_mask=torch.tensor(mask.astype(int)),
+            decoder_input_ids=torch.tensor(targets),
+        ).logits.numpy()
+    hidden = ours.encode(jnp.asarray(ids), jnp.asarray(mask))
+    found = np.asarray(ours.logits(ours.decode(jnp.asarray(targets), hidden, jnp.asarray(mask))))
+    assert np.abs(found - wanted).max() < 1e-4
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_search_gives_the_tokens_of_transformers(pair, sources, num_beams):
+    model, folder, ours = pair
+    config = dataclasses.replace(search_config(folder), num_beams=num_beams, batch_size=8)
+    wanted = reference(model, sources, num_beams)
+    lengths = {len(tokens) for tokens in wanted}
+    assert len(lengths) > 5 and max(lengths) > 32, "sentences of many lengths, some past the first cache"
+    assert Searcher(ours)(sources, config) == wanted
+
+
+def test_a_sentence_does_not_depend_on_its_batch(pair, sources):
+    _, folder, ours = pair
+    searcher = Searcher(ours)
+    for num_beams in (1, 4):
+        config = dataclasses.replace(search_config(folder), num_beams=num_beams)
+        whole = searcher(sources, dataclasses.replace(config, batch_size=32))
+        assert searcher(sources, dataclasses.replace(config, batch_size=3)) == whole
+        assert searcher(sources[::-1], dataclasses.replace(config, batch_size=8))[::-1] == whole
+
+
+def test_a_saved_folder_loads_in_transformers_and_searches_alike(pair, sources, tmp_path):
+    model, folder, ours = pair
+    config = search_config(folder)
+    save_marian(ours, tmp_path / "saved", config)
+    again, info = transformers.MarianMTModel.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert search_config(tmp_path / "saved") == config
+    assert reference(again.eval(), sources[:6], 4) == reference(model, sources[:6], 4)
+
+
+def test_sources_that_cannot_be_read_are_one_line(pair):
+    _, _, ours = pair
+    searcher = Searcher(ours)
+    for source, message in (([], "has 0 tokens"), ([1] * 200, "expected 1 to 96"), ([VOCAB], "outside of the vocabulary")):
+        with pytest.raises(ValueError, match=message):
+            searcher([source], SearchConfig())
+    assert searcher([], SearchConfig()) == []
+
+
+def test_only_marian_is_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(ValueError, match="translators are read of marian"):
+        load_marian(tmp_path)
