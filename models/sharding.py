@@ -208,6 +208,15 @@ def check_mesh(
         )
 
 
+def constrain_evenly(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """`constrain`, but for the dims that the mesh does not divide: those stay whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if any(name not in mesh.axis_names for name in MESH_AXES):
+        return x
+    sizes = [1 if name is None else mesh_size(mesh, RULES[name]) for name in axes]
+    return constrain(x, [None if dim % size else name for dim, size, name in zip(x.shape, sizes, axes)])
+
+
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """Fixes the sharding of an activation or a gathered weight on the mesh set by `jax.set_mesh`; no mesh: as it is."""
     mesh = jax.sharding.get_abstract_mesh()
