@@ -16,7 +16,7 @@ BLOCKS = {
 }  # fmt: skip
 SKIPPED = {"script", "style", "head", "noscript", "template", "svg", "iframe", "object", "button", "select", "title"}
 HEADINGS = {"h1": 1, "h2": 2, "h3": 3, "h4": 4, "h5": 5, "h6": 6}
-SPACES = re.compile(r"[ \t\r\n\f\v]+")
+SPACES = re.compile(r"[\t\r\n\f\v][ \t\r\n\f\v]*| [ \t\r\n\f\v]+")  # all runs but a lone space, which stays
 LANGUAGE_CLASS = re.compile(r"\blang(?:uage)?-([A-Za-z0-9+#-]+)")
 
 
