@@ -25,6 +25,7 @@ from data.dedup.bands import band_keys, choose_bands
 from data.dedup.components import label_components, plan_tasks, star_edges
 from data.dedup.exact import check_ids
 from data.dedup.minhash import MinHasher
+from data.dedup.rounds import label_by_rounds
 from data.dedup.rows import Rows, RowWriter, SurvivorPolicy, mark_whole, save_array, whole_count
 from data.dedup.runs import Range, plan_ranges, sorted_pairs, write_run
 from data.dedup.shingles import BATCH_CHARS, Shingles, hash_shingles, unique_sorted
@@ -48,6 +49,8 @@ class NearDedup:
         goes, with a partner id of that dataset. Equal to dedup of both together with the old documents first.
     save_index: write index/ beside kept/: the survivors' shingle sets and signatures (and those of `index`).
     memory_bytes: working memory of one worker.
+    label_in_rounds_above: documents from which components are found by the engine in rounds of file shuffles, not by
+        one process with 8 bytes of disk a document; the same verdicts either way.
     """
 
     name: ClassVar[str] = "near_dedup"
@@ -56,7 +59,7 @@ class NearDedup:
         f"data.dedup.{module}"
         for module in (
             *("near", "exact", "rows", "runs", "verdicts", "shingles", "minhash"),
-            *("bands", "components", "verify", "index"),
+            *("bands", "components", "rounds", "verify", "index"),
         )
     )
     libraries: ClassVar[tuple[str, ...]] = ("pyarrow", "xxhash", "numpy", "scipy")
@@ -70,6 +73,7 @@ class NearDedup:
     index: str | None = None
     save_index: bool = False
     memory_bytes: int = field(default=1 << 30, metadata=NOT_IN_KEY)
+    label_in_rounds_above: int = field(default=1 << 30, metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
         self.bands()  # raises for what cannot be banded
@@ -135,7 +139,11 @@ class NearDedup:
         ranges = plan_ranges([run / "runs" for run in runs], rows.starts[:-1], self.memory_bytes, bands=self.bands()[0])
         files = [scratch / "edges" / f"{number:05d}.npy" for number in range(len(ranges))]
         engine.map_shards(_edges, list(zip(ranges, map(str, files))), label=f"{self.name}: group")
-        labels = label_components(files, len(rows), scratch / "labels.npy", self.memory_bytes)
+        path = scratch / "labels.npy"
+        if len(rows) > self.label_in_rounds_above:
+            labels = label_by_rounds(files, len(rows), path, self.memory_bytes, engine)
+        else:
+            labels = label_components(files, len(rows), path, self.memory_bytes)
         return plan_tasks(labels, scratch / "components", self.memory_bytes)
 
     def _save_index(self, removal: Removal, folder: Path, engine: Engine) -> None:

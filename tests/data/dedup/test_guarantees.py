@@ -74,6 +74,14 @@ def test_shuffled_input_in_other_shards_gives_the_same_sets(tmp_path, stage):
     assert results[0] == results[1] == results[2]
 
 
+def test_components_by_rounds_give_the_same_bytes(tmp_path):
+    paths = write_shards(tmp_path / "in", family_corpus(), shards=3)
+    for name, above in (("one", 1 << 30), ("rounds", 0)):
+        stage = NearDedup(policy=POLICY, alarms=LOOSE, label_in_rounds_above=above)
+        stage.run(paths, tmp_path / name, ENGINE)
+    assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "rounds")
+
+
 def test_tiny_memory_gives_the_same_bytes(tmp_path):
     """Ranges of a few hundred pairs instead of one: the memory setting never shows in the output."""
     paths = write_shards(tmp_path / "in", family_corpus(), shards=3)
