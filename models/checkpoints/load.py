@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from models.checkpoints.bitsandbytes import load_bitsandbytes, stored_quantization
 from models.checkpoints.families import read_config
 from models.checkpoints.gguf_config import gguf_config, gguf_table
 from models.checkpoints.gguf_file import GgufFile
@@ -24,11 +25,12 @@ from models.checkpoints.gguf_tokenizer import gguf_tokenizer
 from models.checkpoints.llama import repeating
 from models.checkpoints.location import Location, read_hf_config, resolve
 from models.checkpoints.names import HF_TABLES
-from models.checkpoints.run import load_run, read_run_config, run_tokenizer
+from models.checkpoints.run import load_run, read_run_config, read_run_json, run_tokenizer
 from models.checkpoints.tensors import SafetensorsFolder
 from models.checkpoints.tokenizer import ChatTemplate, TextTokenizer, load_tokenizer_folder
 from models.checkpoints.weights import parameter_paths, read_weights
 from models.config import ModelConfig
+from models.quantize import NF4
 from models.transformer import CausalLM, abstract_model
 
 
@@ -63,7 +65,7 @@ def load_checkpoint(
     config = checkpoint_config(where)
     platform = (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
     config = dataclasses.replace(config, dtype=dtype or ("float32" if platform == "cpu" else "bfloat16"))
-    model = _load_model(where, config, mesh, param_dtype)
+    model = load_model(where, config, mesh, param_dtype)
     return LoadedCheckpoint(model=model, tokenizer=load_tokenizer(where), location=where)
 
 
@@ -86,13 +88,26 @@ def load_tokenizer(where: Location) -> TextTokenizer | None:
     return load_tokenizer_folder(where.path) if (where.path / "tokenizer.json").exists() else None
 
 
-def _load_model(where: Location, config: ModelConfig, mesh: Mesh | None, param_dtype: str | None) -> CausalLM:
+def load_model(where: Location, config: ModelConfig, mesh: Mesh | None, param_dtype: str | None) -> CausalLM:
+    """The model at a resolved location, as `load_checkpoint` loads it."""
+    if where.kind == "run" and (run := read_run_json(where.path)).get("lora"):
+        from models.checkpoints.tuned_run import load_tuned_run  # which reads its base through this module
+
+        return load_tuned_run(where.path, replaced_dtype(config, param_dtype), run, mesh=mesh)
     if where.kind == "run":
         return load_run(where.path, config, mesh=mesh, param_dtype=param_dtype)
+    if form := quantization_of(where):
+        table = HF_TABLES[read_hf_config(where.path)["model_type"]]
+        return load_bitsandbytes(where.path, config, form, table, mesh=mesh, param_dtype=param_dtype)
     graph, state = nnx.split(abstract_model(config))
     paths = parameter_paths(state)
     read = read_parameters(where, config, mesh, param_dtype)
     return with_stored_dtype(nnx.merge(graph, nnx.from_flat_state({paths[path]: leaf for path, leaf in read})))
+
+
+def quantization_of(where: Location) -> NF4 | None:
+    """How a checkpoint's projections are stored; None: float, or dequantised while they are read (GGUF)."""
+    return stored_quantization(read_hf_config(where.path), str(where.path)) if where.kind == "hf" else None
 
 
 def read_parameters(
@@ -111,6 +126,11 @@ def read_parameters(
         yield from read_weights(SafetensorsFolder(where.path), table, config, **options)
 
 
+def replaced_dtype(config: ModelConfig, param_dtype: str | None) -> ModelConfig:
+    """The config with another dtype of its weights, where one is asked for."""
+    return config if param_dtype is None else dataclasses.replace(config, param_dtype=param_dtype)
+
+
 def with_stored_dtype(model: CausalLM) -> CausalLM:
     """The model with `config.param_dtype` naming what its weights are: bfloat16 if all are, else float32."""
     dtypes = {np.dtype(leaf.dtype).name for leaf in jax.tree.leaves(nnx.state(model))}
@@ -127,7 +147,7 @@ def load_params(location: str | Path, config: ModelConfig, mesh: Mesh) -> dict[s
     the context length may differ.
     """
     where = resolve(location)
-    model = _load_model(where, matching_config(where, config), mesh, "float32")
+    model = load_model(where, matching_config(where, config), mesh, "float32")
     return nnx.to_pure_dict(nnx.state(model))
 
 

@@ -15,15 +15,15 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, UInt32
 
-from models.checkpoints.load import matching_config, read_parameters
-from models.checkpoints.location import resolve
+from models.checkpoints.load import load_model, matching_config, quantization_of, read_parameters
+from models.checkpoints.location import Location, resolve
 from models.config import ModelConfig
 from models.layers import Linear
-from models.lora import adapt_linear, adaptable, attach, choose, path_key
-from models.quantize import quantized_linear, round_trip
+from models.lora import adapt_linear, adaptable, add_lora, attach, choose, path_key
+from models.quantize import NF4, quantized_linear, round_trip
 from models.sharding import param_shardings
 from models.transformer import CausalLM, abstract_model
-from models.tuning import Tuning, abstract_tuned
+from models.tuning import Tuning, abstract_tuned, dotted_paths
 
 Params = dict[str, Any]
 
@@ -38,6 +38,8 @@ def load_tuned(
     """
     where = resolve(location)
     found = matching_config(where, config)
+    if (stored := quantization_of(where)) is not None:
+        return _load_quantised(where, found, mesh, tuning, stored, seed)
     placements = nnx.to_pure_dict(param_shardings(nnx.state(abstract_tuned(config, tuning)), mesh))
     model = abstract_model(config)
     places = adaptable(model)
@@ -68,6 +70,27 @@ def load_tuned(
         make = jax.jit(adapt, out_shardings=placements[f"{name}_lora"])
         params[f"{name}_lora"] = make(tables, path_key(key, name))
     return params, combined({path: int(value) for path, value in sums.items()})
+
+
+def _load_quantised(
+    where: Location, config: ModelConfig, mesh: Mesh, tuning: Tuning, stored: NF4, seed: int
+) -> tuple[Params, str]:
+    """The same for a checkpoint that is quantised already, which stays as it is."""
+    if tuning.quantize != stored:
+        raise ValueError(f"init_from {where.path} is stored as {stored}: set quantize to that, or take float weights")
+    model = load_model(where, config, mesh, config.param_dtype)
+    pure = nnx.to_pure_dict(nnx.state(model))
+    sums = {path: checksum(leaf) for path, leaf in zip(dotted_paths(pure), jax.tree.leaves(pure))}
+    assert tuning.lora is not None
+    graph, state = nnx.split(model)
+    shapes = nnx.state(nnx.eval_shape(lambda: add_lora(model, tuning.lora, rngs=nnx.Rngs(seed))))
+    placements = nnx.to_pure_dict(param_shardings(shapes, mesh))
+    make = jax.jit(
+        lambda state: nnx.to_pure_dict(nnx.state(add_lora(nnx.merge(graph, state), tuning.lora, rngs=nnx.Rngs(seed)))),
+        out_shardings=placements,
+        donate_argnums=0,
+    )
+    return make(state), combined({path: int(value) for path, value in sums.items()})
 
 
 def _tuned_kernel(linear: Linear, path: str, tuning: Tuning, kernel: Array, key: Array) -> Params:

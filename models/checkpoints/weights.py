@@ -69,7 +69,7 @@ def read_weights(
         shape = leaf.get_value().shape
         dtype = np.dtype(param_dtype) if param_dtype else _common_dtype(source, names[path])
         sharding = SingleDeviceSharding(jax.devices()[0]) if shardings is None else shardings[paths[path]].get_value()
-        values = _read_parameter(source, rule, names[path], config, shape, dtype, sharding)
+        values = read_parameter(source, rule, names[path], config, shape, dtype, sharding)
         yield path, leaf.replace(values)
 
 
@@ -146,7 +146,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _read_parameter(
+def read_parameter(
     source: TensorSource,
     rule: Rule,
     names: list[str],

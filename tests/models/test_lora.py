@@ -1,4 +1,4 @@
-"""Adapters: nothing at first, merged as unmerged, each row its own, and a clear word where a pattern or rank is wrong."""
+"""Adapters: nothing at first, merged as unmerged, each row its own, and a clear word where a pattern is wrong."""
 
 import jax
 import jax.numpy as jnp
