@@ -1,8 +1,12 @@
-"""Reads a compiled program (HLO text): which collectives run, how often, and how many bytes they make."""
+"""Reads a compiled program (HLO text): which collectives run, how often, over which links, and the bytes they send."""
 
 import math
 import re
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 ITEM_BITS = {
@@ -22,18 +26,52 @@ CALLED = re.compile(
 BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 TRIPS = re.compile(r'known_trip_count":?\{"?n"?:"?(\d+)')
 INTEGER = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]+\},?)+)\}")
+MESHED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\(\[?([\d,]+)\]?\))? ?\{([^}]*)\}")
+CHANNEL = re.compile(r"channel_id=(\d+)")
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """{kind: (times a step, bytes a step)} of the collectives of a compiled program, on one device.
+@dataclass(frozen=True)
+class Collective:
+    """A collective of a program, on one device.
 
-    Bytes are those of the operation's result. One inside a loop counts once an iteration where the compiler knows their
-    number; a conditional counts all of its branches.
+    size: bytes of its result, each time. group: devices that take part together. network: whether a group reaches over
+    slices (or hosts of GPUs), so that its bytes go over the data-centre network.
+    """
+
+    kind: str
+    times: int
+    size: int
+    group: int
+    network: bool
+
+    @property
+    def sent(self) -> float:
+        """Bytes that one device sends in all times, by the ring algorithms' counts (Thakur et al. 2005)."""
+        others = self.group - 1
+        each = {
+            "all-gather": self.size * others / self.group,
+            "reduce-scatter": self.size * others,  # its result is one part of what it read
+            "all-reduce": 2 * self.size * others / self.group,
+            "all-to-all": self.size * others / self.group,
+        }
+        return self.times * each.get(self.kind, self.size)
+
+
+def collectives(text: str, domain: int | None = None) -> list[Collective]:
+    """The collectives of a compiled program, those that are alike as one.
+
+    One inside a loop runs once an iteration where the compiler knows their number; of a conditional all branches count.
+    An all-reduce whose result is cut into parts at once, as TPU compilers write it, is a reduce-scatter.
+    domain: devices that fast links join, in the order of the mesh; None: all.
     """
     limits = loop_limits(text)
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    found: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    found: dict[str, list[tuple[str, int, int, bool]]] = defaultdict(list)
+    channels: set[tuple[str, str]] = set()  # a collective that runs beside others is written once for each of its parts
+    devices = int(match[1]) if (match := re.search(r"num_partitions=(\d+)", text)) else 1
     entry = computation = ""
     for line in text.splitlines():
         if header := COMPUTATION.match(line):
@@ -42,19 +80,43 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
         elif instruction := INSTRUCTION.match(line):
             shape, operation, rest = instruction.groups()
             kind = operation.removesuffix("-start")
-            if kind in KINDS:
-                found[computation].append((kind, result_bytes(shape, operation)))
+            channel = CHANNEL.search(rest)
+            if kind in KINDS and not (channel and (kind, channel[1]) in channels):
+                channels |= {(kind, channel[1])} if channel else set()
+                groups = device_groups(rest, devices)
+                size, group = result_bytes(shape, operation), max(map(len, groups))
+                if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
+                    kind, size = "reduce-scatter", size // group
+                network = domain is not None and any(len({device // domain for device in ids}) > 1 for ids in groups)
+                found[computation].append((kind, size, group, network))
             times = trip_count(rest, limits) if operation == "while" else 1
             names = CALLED.findall(rest) + [
                 name.strip().lstrip("%") for group in BRANCHES.findall(rest) for name in group.split(",")
             ]
             calls[computation] += [(name, times) for name in names]
-    totals: dict[str, tuple[int, int]] = {}
+    totals: dict[tuple[str, int, int, bool], int] = defaultdict(int)
     for name, times in runs(entry, calls).items():
-        for kind, size in found[name]:
-            count, total = totals.get(kind, (0, 0))
-            totals[kind] = (count + times, total + times * size)
-    return totals
+        for one in found[name]:
+            totals[one] += times
+    return [Collective(kind, times, size, group, network) for (kind, size, group, network), times in totals.items()]
+
+
+def device_groups(rest: str, devices: int) -> Sequence[Sequence[int]]:
+    """Who takes part with whom: `{{0,1},{2,3}}`, `[2,4]<=[4,2]T(1,0)` (an iota), pairs, or all devices."""
+    if iota := IOTA.search(rest):
+        shape, dims = ([int(size) for size in iota[index].split(",")] for index in (1, 2))
+        order = [int(axis) for axis in iota[3].split(",")] if iota[3] else list(range(len(dims)))
+        return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(shape).tolist()
+    if meshed := MESHED.search(rest):
+        names, dims = zip(*((name, int(size)) for name, size in re.findall(r"'(\w+)'=(\d+)", meshed[1])))
+        inside = [names.index(name) for name in re.findall(r"'(\w+)'", meshed[3])]
+        outside = [axis for axis in range(len(names)) if axis not in inside]
+        ids = np.array([int(i) for i in meshed[2].split(",")]) if meshed[2] else np.arange(math.prod(dims))
+        group = math.prod(dims[axis] for axis in inside)
+        return ids.reshape(dims).transpose(outside + inside).reshape(-1, group).tolist()
+    if listed := LISTED.search(rest):
+        return [[int(device) for device in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+    return [list(range(devices))]
 
 
 def loop_limits(text: str) -> dict[str, int]:
@@ -101,14 +163,15 @@ def runs(entry: str, calls: dict[str, list[tuple[str, int]]]) -> dict[str, int]:
 
 
 def result_bytes(shape: str, operation: str) -> int:
-    """Bytes of an operation's result; of a "-start", whose result holds its operands too, the last and largest part."""
+    """Bytes of an operation's result. A "-start" has its operands in front of it (but for an all-reduce)."""
     sizes = [
         math.prod(int(size) for size in dims.split(",") if size) * item_bits(dtype) // 8
         for dtype, dims in ARRAY.findall(shape)
+        if not (operation.endswith("-start") and dtype == "u32" and not dims)  # contexts of the running operation
     ]
-    if not sizes:
-        return 0
-    return max(sizes) if operation.endswith("-start") else sum(sizes)
+    if operation.endswith("-start") and operation != "all-reduce-start":
+        sizes = sizes[len(sizes) // 2 :]
+    return sum(sizes)
 
 
 def item_bits(dtype: str) -> int:

@@ -9,23 +9,25 @@ The TPU compiler is in libtpu and the CUDA compiler in jax's CUDA plugin; both c
 """
 
 import dataclasses
-import math
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
+from models.attention import choose_kernel
 from models.sharding import make_mesh
-from train.collectives import collectives, custom_calls
+from train.chips import GIB, Topology
+from train.collectives import Collective, collectives, custom_calls
 from train.config import Config
-from train.plan import attention_shape, describe_run
-
-GIB = 1 << 30
-# Memory of a chip, GiB. Sources: cloud.google.com/tpu/docs (one page a version); NVIDIA's H100 SXM data sheet.
-CHIP_MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192, "h100": 80}
+from train.cost import Work, attention_shape, model_params
+from train.cost import seconds as least_seconds
+from train.cost import work as step_work
+from train.fit import largest_rows
+from train.metrics import flop_per_token
+from train.plan import describe_run
 
 # XLA's description of an H100 SXM as a compile target, as jax on such a machine prints it.
 H100 = """
@@ -56,24 +58,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-def parse_topology(topology: str) -> tuple[str, tuple[int, ...]]:
-    """("v6e", (16, 16)) of "v6e:16x16"; ("h100", (8,)) of "h100:8"."""
-    chip, _, shape = topology.partition(":")
-    sizes = shape.split("x")
-    if chip not in CHIP_MEMORY or not all(size.isdigit() and int(size) > 0 for size in sizes):
-        raise ValueError(
-            f"--compile {topology}: expected CHIP:SHAPE such as v6e:16x16, v5p:4x4x4 or h100:8; "
-            f"chips: {', '.join(CHIP_MEMORY)}"
-        )
-    return chip, tuple(int(size) for size in sizes)
-
-
-def number_of_chips(topology: str) -> int:
-    """Chips of "v6e:16x16": 256."""
-    return math.prod(parse_topology(topology)[1])
-
-
-def topology_devices(topology: str) -> list[Any]:
+def topology_devices(topology: Topology) -> list[Any]:
     """Devices of a machine that is not here, for shardings and compilation.
 
     Raises:
@@ -81,39 +66,48 @@ def topology_devices(topology: str) -> list[Any]:
     """
     from jax.experimental import topologies
 
-    chip, shape = parse_topology(topology)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu asks a metadata server that only a TPU machine has
     try:
-        if chip == "h100":
-            hosts, chips = (1, shape[0]) if shape[0] <= 8 else (shape[0] // 8, 8)
+        if topology.chip == "h100":
+            hosts, chips = -(-topology.chips // 8), min(topology.chips, 8)
             name = f"1x{hosts}x{chips}"  # partitions x hosts x chips of a host
             found = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=name)
         else:
-            found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+            options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+            if topology.chip == "v4":  # as TPU VMs run it: both cores as one device
+                options["chip_config_name"] = "megacore"
+            name = f"{topology.chip}:{'x'.join(map(str, topology.shape))}"
+            found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:
-        kind = "cuda" if chip == "h100" else "tpu"
+        kind = "cuda" if topology.chip == "h100" else "tpu"
+        said = (str(error).splitlines() or ["it does not know this shape"])[0][:200]
         raise ValueError(
-            f"--compile {topology}: the {kind} compiler did not answer ({str(error).splitlines()[0][:200]}); it needs "
+            f"--compile {topology.name}: the {kind} compiler did not answer ({said}); it needs "
             f"an environment with launch/requirements-{kind}.txt installed"
         ) from error
     return list(found.devices)
 
 
-def fitted(config: Config, chips: int, topology: str) -> Config:
-    """The config with its mesh resized along `fsdp` to that many chips, and as many rows a device as before."""
-    data, fsdp, tensor = (
-        config.mesh.shape(chips) if -1 in dataclasses.astuple(config.mesh) else dataclasses.astuple(config.mesh)
+def fitted(config: Config, topology: Topology) -> Config:
+    """The config with its mesh resized along `fsdp` (`data` over slices) to the devices of the topology, and as many
+    rows a device as before."""
+    devices = topology.devices
+    data, fsdp, context, tensor = (
+        config.mesh.shape(devices) if -1 in dataclasses.astuple(config.mesh) else dataclasses.astuple(config.mesh)
     )
-    if data * fsdp * tensor == chips:
+    if data * fsdp * context * tensor == devices and data % topology.slices == 0:
         return config
-    if chips % tensor:
-        raise ValueError(f"--compile {topology}: mesh.tensor={tensor} does not divide {chips} chips")
+    if devices % (context * tensor * topology.slices):
+        raise ValueError(
+            f"--compile {topology.name}: mesh context * tensor = {context * tensor} does not divide {devices} devices"
+        )
     rows = max(config.loader.global_batch_size // (data * fsdp), config.train.grad_accum_steps)
-    mesh = dataclasses.replace(config.mesh, data=1, fsdp=chips // tensor, tensor=tensor)
-    batch = rows * mesh.fsdp
+    within = devices // (context * tensor * topology.slices)
+    mesh = dataclasses.replace(config.mesh, data=topology.slices, fsdp=within)
+    batch = rows * topology.slices * within
     print(
-        f"{topology} has {chips} chips and the config's mesh {data * fsdp * tensor}: compiled with fsdp={mesh.fsdp}, "
-        f"tensor={tensor} and a batch of {batch} rows, as many a device as in the config"
+        f"{topology.name} has {devices} devices and the config's mesh {data * fsdp * context * tensor}: planned with "
+        f"data={mesh.data}, fsdp={mesh.fsdp} and a batch of {batch} rows, as many a device as in the config"
     )
     return dataclasses.replace(config, mesh=mesh, loader=dataclasses.replace(config.loader, global_batch_size=batch))
 
@@ -127,13 +121,12 @@ def compile_step(config: Config, mesh: Mesh) -> tuple[Any, float]:
     return compiled, time.perf_counter() - begin
 
 
-def compile_report(config: Config, topology: str) -> str:
+def compile_report(config: Config, topology: Topology) -> str:
     """Compiles the step for the topology and says what its compiler found.
 
     Raises:
       ValueError: the compiler is not installed, or the step does not fit the chip.
     """
-    chip, _ = parse_topology(topology)
     mesh = make_mesh(config.mesh, topology_devices(topology))
     try:
         compiled, seconds = compile_step(config, mesh)
@@ -141,45 +134,77 @@ def compile_report(config: Config, topology: str) -> str:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise ValueError(
-            f"--compile {topology}: the step does not fit a chip of {CHIP_MEMORY[chip]} GiB: {str(error)[:400]}; "
-            "use a smaller batch or more train.grad_accum_steps"
+            f"--compile {topology.name}: the step does not fit a device of {topology.memory / GIB:.0f} GiB: "
+            f"{' '.join(str(error).split())[:400]}; use a smaller batch, more train.grad_accum_steps, or --auto-fit"
         ) from error
-    from models.attention import choose_kernel
-
     with jax.set_mesh(mesh):
         shape = attention_shape(config, config.model.pattern[0])
         kernel = choose_kernel(shape, config.model.execution.kernel)
-    text = compiled.as_text()
-    device = mesh.devices.flat[0].device_kind
+    text, state = compiled.as_text(), describe_run(config, mesh).state
+    found = collectives(text, topology.domain)
+    total = total_bytes(compiled.memory_analysis())
+    sizes = dict(mesh.shape)
+    rows = config.loader.global_batch_size // config.train.grad_accum_steps // (sizes["data"] * sizes["fsdp"])
     lines = [
         "",
-        f"compiled for {mesh.size} x {device} in {seconds:.1f} s",
+        f"compiled for {mesh.size} x {mesh.devices.flat[0].device_kind} in {seconds:.1f} s",
         f"attention    {kernel.name}: {kernel.reason}",
+        *memory_lines(compiled.memory_analysis(), topology),
+        f"largest micro-batch that fits: {largest_rows(config, state, topology, total)} rows a device, now {rows}",
+        *collective_lines(found, topology),
+        "custom calls " + (", ".join(custom_calls(text)) or "none"),
+        *time_lines(config, state, topology, step_work(config, state, sizes, found)),
     ]
-    lines += memory_lines(compiled.memory_analysis(), CHIP_MEMORY[chip])
-    lines.append(
-        "collectives of a step (bytes that leave the operation on one chip, loops counted as often as they run)"
-    )
-    found = collectives(text)
-    lines += [f"  {kind:<30} {count:>6,} x   {size / GIB:10.3f} GiB" for kind, (count, size) in sorted(found.items())]
-    lines += [] if found else ["  none"]
-    lines.append("custom calls " + (", ".join(custom_calls(text)) or "none"))
     return "\n".join(lines)
 
 
-def memory_lines(memory: Any, chip_gib: int) -> list[str]:
-    """The compiler's memory of one chip."""
+def total_bytes(memory: Any) -> int:
+    """Bytes that the compiler gives one device."""
     total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    total -= memory.alias_size_in_bytes
+    return total - memory.alias_size_in_bytes
+
+
+def memory_lines(memory: Any, topology: Topology) -> list[str]:
+    """The compiler's memory of one device."""
+    total = total_bytes(memory)
     kinds = {
         "arguments (state, batch)": memory.argument_size_in_bytes,
         "outputs not in place": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "sum": total,
+        "the device has": topology.memory,
     }
-    lines = ["memory of a chip, by its compiler"]
-    lines += [f"  {kind:<30} {np.float64(size) / GIB:10.3f} GiB" for kind, size in kinds.items()]
-    lines.append(
-        f"  {'the chip has':<30} {chip_gib:10.3f} GiB" + ("" if total <= chip_gib * GIB else "  IT DOES NOT FIT")
-    )
-    return lines
+    lines = ["memory of a device, by its compiler"]
+    lines += [f"  {kind:<30} {size / GIB:10.3f} GiB" for kind, size in kinds.items()]
+    return lines if total <= topology.memory else [*lines, "  IT DOES NOT FIT"]
+
+
+def collective_lines(found: Sequence[Collective], topology: Topology) -> list[str]:
+    """A line for each kind of collective and link: how often, and the bytes that a device sends."""
+    sums: dict[tuple[str, str, int], tuple[int, float]] = {}
+    for one in found:
+        link = "network" if one.network else topology.about.link
+        times, sent = sums.get((one.kind, link, one.group), (0, 0.0))
+        sums[one.kind, link, one.group] = (times + one.times, sent + one.sent)
+    lines = ["collectives of a step, and what a device sends in them (loops counted as often as they run)"]
+    lines += [
+        f"  {kind:<20} {times:>6,} x  {sent / GIB:10.3f} GiB over {link}, groups of {group}"
+        for (kind, link, group), (times, sent) in sorted(sums.items())
+    ]
+    return lines if found else [*lines, "  none"]
+
+
+def time_lines(config: Config, state: Any, topology: Topology, done: Work) -> list[str]:
+    """What a step takes at the chip's published peaks, by each resource."""
+    times = least_seconds(done, topology)
+    flop = flop_per_token(config.model, sum(leaf.size for leaf in leaves(model_params(state))), config.loader.seq_len)
+    tokens = config.loader.global_batch_size * config.loader.seq_len
+    ideal = flop.palm * tokens / topology.chips / topology.about.flop_per_s
+    most, whole = max(times.values()), sum(times.values())
+    return [
+        "least time of a step by each resource, at published peaks",
+        *(f"  {name:<30} {time * 1e3:10.1f} ms" for name, time in times.items()),
+        f"  a step: {most * 1e3:.1f} ms if all overlap, {whole * 1e3:.1f} ms if nothing does "
+        f"(MFU {ideal / most:.0%} to {ideal / whole:.0%}, {tokens / most / topology.chips:,.0f} to "
+        f"{tokens / whole / topology.chips:,.0f} tokens/s a chip)",
+    ]

@@ -22,13 +22,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--list-configs", action="store_true", help="every config with its first line, and stop")
     parser.add_argument("--print-config", action="store_true", help="the resolved config as JSON, and stop")
     parser.add_argument("--dry-run", action="store_true", help="parameters, shardings, memory, FLOP; makes no arrays")
-    parser.add_argument("--compile", metavar="TOPO", help="with --dry-run: compile for v6e:16x16, h100:8, ...")
+    parser.add_argument("--compile", metavar="TOPO", help="with --dry-run: compile for v6e:16x16, 2*v5e:4x4, h100:8")
+    parser.add_argument("--auto-fit", metavar="TOPO", help="with --dry-run: choose mesh, micro-batch and remat for it")
     parser.add_argument("--profile", metavar="A:B", help="a jax.profiler trace of steps A to B in RUN/profile")
     arguments = parser.parse_intermixed_args(argv)
     if not arguments.config and not arguments.list_configs:
         parser.error("give --config FILE, or --list-configs to see which there are")
-    if arguments.compile and not arguments.dry_run:
-        parser.error("--compile goes with --dry-run")
+    if (arguments.compile or arguments.auto_fit) and not arguments.dry_run:
+        parser.error("--compile and --auto-fit go with --dry-run")
     return arguments
 
 
@@ -47,7 +48,7 @@ def use_compilation_cache(folder: str) -> None:
     import jax
 
     if folder:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", folder if "://" in folder else str(Path(folder).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -69,7 +70,7 @@ def run(argv: list[str]) -> int:
     if arguments.dry_run:
         from train.plan import dry_run
 
-        dry_run(config, topology=arguments.compile)
+        dry_run(config, topology=arguments.compile, auto_fit=arguments.auto_fit)
         return 0
     # A stop during the build exits as a stopped run does; the build goes on from there too. The loop has its own way.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))

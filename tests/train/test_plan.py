@@ -9,9 +9,10 @@ import pytest
 
 from models.config import ModelConfig
 from models.sharding import MeshConfig, abstract_mesh
-from train.collectives import collectives
+from train.collectives import Collective, collectives, device_groups
 from train.config import apply_overrides, load_config
-from train.plan import describe_run, dry_run, memory_by_kind, plan
+from train.memory import memory_by_kind
+from train.plan import describe_run, dry_run, plan
 
 
 def config_8b(*overrides: str):
@@ -34,7 +35,7 @@ def test_a_device_holds_its_share_of_parameters_and_moments():
     config = config_8b("mesh.fsdp=64")
     mesh = abstract_mesh(config.mesh, 64)
     run = describe_run(config, mesh)
-    memory = memory_by_kind(config, run.state, mesh)
+    memory = memory_by_kind(config, run.state, mesh.shape)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
     norms = (2 * 32 + 1) * 4096  # norms are not split
     assert memory["parameters"] == (num_params - norms) * 4 // 64 + norms * 4
@@ -46,7 +47,7 @@ def test_rematerialisation_and_accumulation_lower_the_activations():
     def activations(*overrides: str) -> int:
         config = config_8b("mesh.fsdp=64", *overrides)
         mesh = abstract_mesh(config.mesh, 64)
-        return memory_by_kind(config, describe_run(config, mesh).state, mesh)["activations saved"]
+        return memory_by_kind(config, describe_run(config, mesh).state, mesh.shape)["activations saved"]
 
     full, dots = activations(), activations("model.execution.remat='dots'")
     none = activations("model.execution.remat='none'")
@@ -70,17 +71,17 @@ def test_a_mesh_that_cannot_be_is_refused_before_anything_starts(overrides: tupl
 def test_the_plan_of_a_run_on_this_machine_names_its_mesh():
     config = load_config("configs/quickstart.py")
     text = plan(dataclasses.replace(config, mesh=MeshConfig()), abstract_mesh(MeshConfig(), 1))
-    assert "data=1 x fsdp=1 x tensor=1 (1 devices)" in text
+    assert "data=1 x fsdp=1 x context=1 x tensor=1 (1 devices)" in text
     assert isinstance(config.model, ModelConfig) and f"x{config.model.mlp_dim}" in text
 
 
-HLO = """HloModule step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
+HLO = """HloModule step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}, num_partitions=8
 
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %p = (s32[], f32[8]{0}) parameter(0)
-  %gathered = bf16[4,1024]{1,0} all-gather(%x), channel_id=1, dimensions={0}
-  %start = (f32[16]{0}, f32[128]{0}) all-gather-start(%y), channel_id=2
-  %done = f32[128]{0} all-gather-done(%start)
+  %gathered = bf16[4,1024]{1,0} all-gather(%x), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %start = ((f32[16]{0}, f32[2]{0}), (f32[128]{0}, f32[16]{0})) all-gather-start(%y, %z), replica_groups=[1,8]<=[8]
+  %done = (f32[128]{0}, f32[16]{0}) all-gather-done(%start)
   ROOT %t = (s32[], f32[8]{0}) tuple(%i, %z)
 }
 
@@ -91,25 +92,63 @@ HLO = """HloModule step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
 }
 
 %moved (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  ROOT %m = (s32[], f32[8]{0}) collective-permute(%p), channel_id=3
+  ROOT %m = (s32[], f32[8]{0}) collective-permute(%p), channel_id=3, source_target_pairs={{0,4},{4,0}}
 }
 
-%inner (p: f32[8]) -> f32[8] {
-  ROOT %r = f32[8]{0} all-reduce(%p), to_apply=%add
+%first_part (p: f32[8]) -> f32[8] {
+  ROOT %r = f32[8]{0} all-reduce(%p), channel_id=9, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, to_apply=%add
+}
+
+%second_part (p: f32[8]) -> f32[8] {
+  ROOT %r = f32[8]{0} all-reduce(%p), channel_id=9, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, to_apply=%add
+}
+
+%all-reduce-scatter.1 (p: f32[8]) -> f32[2] {
+  %r = f32[8]{0} all-reduce(%p), channel_id=10, replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %s = f32[2]{0} dynamic-slice(%r, %i), dynamic_slice_sizes={2}
 }
 
 ENTRY %main (a: f32[8]) -> f32[8] {
   %w = (s32[], f32[8]{0}) while(%init), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"32"}}
   %w2 = (s32[], f32[8]{0}) while(%w), condition=%below, body=%moved
-  %c = f32[8]{0} call(%a), to_apply=%inner
-  ROOT %s = f32[2]{0} reduce-scatter(%c), to_apply=%add
+  %c = f32[8]{0} fusion(%a), calls=%first_part
+  %d = f32[8]{0} fusion(%c), calls=%second_part
+  %e = f32[2]{0} fusion(%d), calls=%all-reduce-scatter.1
+  ROOT %s = f32[2]{0} reduce-scatter(%c), channel_id=11, replica_groups=[4,2]<=[4,2]T(1,0), to_apply=%add
 }
 """
 
 
-def test_collectives_are_counted_as_often_as_their_loop_runs():
-    found = collectives(HLO)
-    assert found["all-gather"] == (64, 32 * (4 * 1024 * 2 + 128 * 4))
-    assert found["collective-permute"] == (4, 4 * (4 + 8 * 4))  # a TPU program: the limit stands in the condition
-    assert found["all-reduce"] == (1, 32)
-    assert found["reduce-scatter"] == (1, 8)
+def test_collectives_are_counted_as_often_as_their_loop_runs_by_group_and_link():
+    assert sorted(collectives(HLO, domain=4), key=lambda one: (one.kind, one.group, one.times)) == [
+        Collective("all-gather", 32, 4 * 1024 * 2, 4, False),
+        Collective("all-gather", 32, 128 * 4 + 16 * 4, 8, True),
+        Collective("all-reduce", 1, 32, 2, True),  # written once for each of its parts
+        Collective("collective-permute", 4, 4 + 8 * 4, 2, True),  # a TPU program: the limit stands in the condition
+        Collective("reduce-scatter", 1, 8, 2, True),
+        Collective("reduce-scatter", 1, 8, 4, False),  # an all-reduce of which each device keeps its part
+    ]
+    assert not any(one.network for one in collectives(HLO))
+
+
+def test_a_ring_sends_the_bytes_that_are_known_of_it():
+    sent = {
+        kind: Collective(kind, 3, 1000, 4, False).sent for kind in ("all-gather", "all-reduce", "collective-permute")
+    }
+    assert sent == {"all-gather": 2250, "all-reduce": 4500, "collective-permute": 3000}
+    assert Collective("reduce-scatter", 1, 250, 4, False).sent == 750  # a quarter of 1000 is what stays
+
+
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("replica_groups={{0,1},{2,3}}, x", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0), x", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
+        ("replica_groups={}", [[0, 1, 2, 3]]),
+    ],
+)
+def test_groups_of_devices_are_read_in_every_form(written: str, groups: list[list[int]]):
+    assert device_groups(written, 4) == groups

@@ -1,0 +1,105 @@
+"""Memory of one device during a step, by kind, from shapes alone.
+
+Exact for the state. What a step makes on the way is a model of what the compilers keep, held to their own figures
+within 15 % by tests/train/test_fit.py. Shapes: T tokens of a micro-batch on the device, D embed, N heads, K kv heads,
+H head dim, F mlp, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from models.attention import choose_kernel
+from models.config import Gated, ModelConfig
+from train.config import Config
+from train.cost import attention_shape, local_bytes, micro_tokens
+from train.parameters import weight_bytes
+
+LANES = 128  # float32 numbers that splash keeps of every query and head: its log-sum-exp, once in each lane
+HEAP = 1.10  # what the compiler's heap takes over the sum of the arrays in it: gaps between them
+
+
+def memory_by_kind(config: Config, state: Any, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of one device at the moment of a step that needs the most: the backward pass of a layer, or the logits.
+
+    sizes: devices of every mesh axis; the state may have been described on any mesh. Models that compute in float32
+    are taken to run on a CPU, those in bfloat16 on an accelerator with a fused attention kernel.
+    """
+    model = config.model
+    tokens, item = micro_tokens(config, sizes), jnp.dtype(model.dtype).itemsize
+    layer = layer_bytes(config, sizes, tokens, item)
+    output = output_bytes(config, state, sizes, tokens, item)
+    kinds = {
+        **weight_bytes(state, lambda leaf: local_bytes(leaf, sizes)),
+        "optimizer": local_bytes(state.opt_state, sizes),
+        "EMA": local_bytes(state.ema, sizes),
+        "gradients": HEAP * local_bytes(state.params, sizes),
+        "activations saved": HEAP * saved_bytes(config, sizes, tokens, item),
+        "one layer's backward pass" if layer >= output else "logits": HEAP * max(layer, output),
+    }
+    return {kind: int(number) for kind, number in kinds.items() if number}
+
+
+def saved_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int) -> float:
+    """What the forward pass keeps of all layers for the backward pass."""
+    model, tensor = config.model, sizes["tensor"]
+    if model.execution.remat == "full":
+        each = float(model.embed_dim)  # the input
+    elif model.execution.remat == "dots":  # the input, and what products gave
+        each = 2 * model.embed_dim + (projected(model) + hidden(model) * model.mlp_dim) / tensor
+    else:
+        each = 4 * model.embed_dim + (kept_of_heads(model) + (hidden(model) + 2) * model.mlp_dim) / tensor
+    return model.num_layers * (tokens * each * item + (scores(config, sizes) if model.execution.remat == "none" else 0))
+
+
+def layer_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int) -> float:
+    """What one layer has in its backward pass: recomputed activations, their gradients, weights and theirs."""
+    model, tensor = config.model, sizes["tensor"]
+    if model.execution.remat == "none":
+        return tokens * (4 * model.embed_dim + (hidden(model) + 1) * model.mlp_dim / tensor) * item
+    heads = (3 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim / tensor
+    activations = tokens * item * (10 * model.embed_dim + heads + (hidden(model) + 1) * model.mlp_dim / tensor)
+    matrices = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim + (hidden(model) + 1) * model.mlp_dim
+    weights = 2 * matrices * model.embed_dim * item / tensor
+    kept_by_kernel = tokens * model.num_heads / tensor * LANES * 4 if item == 2 else 2 * scores(config, sizes)
+    return activations + weights + kept_by_kernel
+
+
+def output_bytes(config: Config, state: Any, sizes: Mapping[str, int], tokens: int, item: int) -> float:
+    """What the loss has at its fullest: the gathered output matrix, logits of a chunk and their gradients."""
+    model, tensor = config.model, sizes["tensor"]
+    words = min(config.train.vocab_chunk or model.vocab_size, model.vocab_size)
+    chunked = words < model.vocab_size
+    table = model.vocab_size * model.embed_dim / tensor * item
+    gathered = (2 if chunked else 1) * table if sizes["fsdp"] > 1 else 0
+    logits = tokens * words / tensor * (4 + 4 + (item if item == 2 else 4))
+    return gathered + logits + tokens * model.embed_dim * (2 * item + 4)
+
+
+def hidden(model: ModelConfig) -> int:
+    """Products that make the MLP's hidden layer."""
+    return 2 if isinstance(model.mlp, Gated) else 1
+
+
+def projected(model: ModelConfig) -> int:
+    """Elements a token of q, k and v."""
+    return (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+
+
+def kept_of_heads(model: ModelConfig) -> int:
+    """Elements a token of what attention keeps without rematerialisation: q and k before and after their norm and
+    rotation, v, and the heads' output."""
+    steps = 1 + (model.attention.qk_norm is not None) + any(block.rotary is not None for block in model.pattern)
+    return ((steps + 1) * model.num_heads + (steps + 1) * model.num_kv_heads) * model.head_dim
+
+
+def scores(config: Config, sizes: Mapping[str, int]) -> float:
+    """Bytes of one layer's scores, twice, where the plain formula runs (on a CPU); 0 for a kernel that keeps none."""
+    model = config.model
+    if (
+        model.dtype != "float32"
+        or choose_kernel(attention_shape(config, model.pattern[0]), "auto", ("cpu", "cpu")).name != "dense"
+    ):
+        return 0.0
+    return 2 * micro_tokens(config, sizes) * config.loader.seq_len * model.num_heads / sizes["tensor"] * 4
