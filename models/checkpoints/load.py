@@ -25,7 +25,7 @@ from models.checkpoints.gguf_tokenizer import gguf_tokenizer
 from models.checkpoints.llama import repeating
 from models.checkpoints.location import Location, read_hf_config, resolve
 from models.checkpoints.names import HF_TABLES
-from models.checkpoints.run import load_run, read_run_config, read_run_json, run_tokenizer
+from models.checkpoints.run import load_run, read_run_config, run_tokenizer
 from models.checkpoints.tensors import SafetensorsFolder
 from models.checkpoints.tokenizer import ChatTemplate, TextTokenizer, load_tokenizer_folder
 from models.checkpoints.weights import parameter_paths, read_weights
@@ -90,10 +90,6 @@ def load_tokenizer(where: Location) -> TextTokenizer | None:
 
 def load_model(where: Location, config: ModelConfig, mesh: Mesh | None, param_dtype: str | None) -> CausalLM:
     """The model at a resolved location, as `load_checkpoint` loads it."""
-    if where.kind == "run" and (run := read_run_json(where.path)).get("lora"):
-        from models.checkpoints.tuned_run import load_tuned_run  # which reads its base through this module
-
-        return load_tuned_run(where.path, replaced_dtype(config, param_dtype), run, mesh=mesh)
     if where.kind == "run":
         return load_run(where.path, config, mesh=mesh, param_dtype=param_dtype)
     if form := quantization_of(where):
@@ -124,11 +120,6 @@ def read_parameters(
     else:
         table = HF_TABLES[read_hf_config(where.path)["model_type"]]
         yield from read_weights(SafetensorsFolder(where.path), table, config, **options)
-
-
-def replaced_dtype(config: ModelConfig, param_dtype: str | None) -> ModelConfig:
-    """The config with another dtype of its weights, where one is asked for."""
-    return config if param_dtype is None else dataclasses.replace(config, param_dtype=param_dtype)
 
 
 def with_stored_dtype(model: CausalLM) -> CausalLM:
