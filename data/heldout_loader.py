@@ -38,6 +38,11 @@ class HeldOutRows:
     rows: range
 
     @property
+    def weighted(self) -> bool:
+        """Whether some targets have no loss, as the questions of chats have none."""
+        return self.reader.index[self.source].weighted
+
+    @property
     def num_batches(self) -> int:
         """Batches of `batches()`: the same on every process."""
         return -(-self.num_rows // self.config.global_batch_size)

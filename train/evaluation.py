@@ -25,7 +25,7 @@ from models.scoring import Scorer
 from models.sharding import batch_sharding
 from train.loss import token_losses
 from train.state import Params, merge
-from train.step import Batch
+from train.step import Batch, Objective
 
 ALL = "all"  # the name under which all sources together are reported
 
@@ -84,6 +84,40 @@ def make_nats(
         return jnp.sum(jnp.where(batch["segment_ids"] > 0, nll_BT, 0.0))
 
     return jax.jit(nats, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def make_sums(
+    objective: Objective, graphdef: nnx.GraphDef, mesh: Mesh
+) -> Callable[[Params, Batch], dict[str, Float[Array, ""]]]:
+    """A jitted function: what the objective reports of a batch, as sums that are the same on every process."""
+
+    def sums(params: Params, batch: Batch) -> dict[str, Array]:
+        return objective(merge(graphdef, params), batch)[1]
+
+    return jax.jit(sums, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def objective_values(
+    sums: Callable[[Params, Batch], dict[str, Array]], params: Params, rows: Mapping[str, HeldOutRows], mesh: Mesh
+) -> dict[str, float]:
+    """What is minimised, on the held-out rows of sources in which not every token has loss: the loss of the answers of
+    chats, the accuracy and margin of preferences. Bits per byte are of all tokens, questions and marks too.
+
+    Names: heldout/loss/SOURCE and so on; each the objective's sum over its weight.
+    """
+    sharding, values = batch_sharding(mesh), {}
+    for source, part in rows.items():
+        if not part.weighted:
+            continue
+        batches = (
+            {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+            for batch in part.batches()
+        )
+        found = jax.device_get([sums(params, batch) for batch in batches])
+        total = {name: math.fsum(float(each[name]) for each in found) for name in (found[0] if found else {})}
+        weight = total.pop("weight", 0.0)
+        values |= {f"heldout/{name}/{source}": value / weight for name, value in total.items() if weight}
+    return values
 
 
 def open_heldout_rows(dataset: Path, config: LoaderConfig, max_bytes: int | None = None) -> dict[str, HeldOutRows]:

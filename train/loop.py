@@ -20,7 +20,15 @@ from models.checkpoints.tuned import load_tuned
 from models.sharding import batch_sharding, check_mesh, make_mesh
 from train.checkpoint import Checkpoints
 from train.config import Config, to_json
-from train.evaluation import compressed_scores, draw_samples, heldout_scores, make_nats, open_heldout_rows
+from train.evaluation import (
+    compressed_scores,
+    draw_samples,
+    heldout_scores,
+    make_nats,
+    make_sums,
+    objective_values,
+    open_heldout_rows,
+)
 from train.masked import MaskedLM, make_masked_nats
 from train.metrics import MetricsWriter, ProgressLine, flop_per_token, peak_flop_per_s
 from train.optimizer import make_optimizer, make_schedule, peak_rates
@@ -88,6 +96,7 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
         dropout=isinstance(config.objective, MaskedLM) or (config.lora is not None and config.lora.dropout > 0),
     )
     nats = make_nats(graphdef, mesh, vocab_chunk=options.vocab_chunk)
+    heldout_sums = make_sums(objective, graphdef, mesh)
     if isinstance(config.objective, MaskedLM):
         nats = make_masked_nats(graphdef, mesh, config.objective, vocab_chunk=options.vocab_chunk)
 
@@ -168,9 +177,11 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
         rows = open_heldout_rows(dataset, config.loader, config.evaluation.max_bytes)
         for name, params in {"": state.params, "ema_": state.ema}.items():
             if params is not None:
-                scores = heldout_scores(nats, whole_params(params, state.frozen), rows, mesh)
+                weights = whole_params(params, state.frozen)
+                scores = heldout_scores(nats, weights, rows, mesh)
                 bits = {source: score.bits_per_byte for source, score in scores.items()}
-                writer.write(step, {f"heldout/{name}bits_per_byte/{source}": value for source, value in bits.items()})
+                values = {f"heldout/{name}bits_per_byte/{source}": value for source, value in bits.items()}
+                writer.write(step, values | ({} if name else objective_values(heldout_sums, weights, rows, mesh)))
                 shown = ", ".join(f"{source} {value:.3f}" for source, value in bits.items())
                 progress.say(f"step {step}: held-out {name.replace('_', ' ')}bits/byte {shown}")
 
@@ -226,6 +237,7 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
         samples = draw_samples(graphdef, weights, tokenizer, config.evaluation, seed=options.seed)
     (run_dir / "samples.txt").write_text(samples, encoding="utf-8")
     values = final_values(scores, compressed_scores(dataset, rows))
+    values |= objective_values(heldout_sums, weights, rows, mesh)
     writer.write(last_step, values)
     writer.close()
     write_report(run_dir, config, dataset)

@@ -10,16 +10,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from data.charts import bar_chart, line_chart, page, table
 from data.manifest import read_manifest
 from models.attention import choose_kernel
 from train.config import Config, to_json
+from train.cost import attention_shape
 from train.evaluation import Score
+from train.memory import memory_by_kind
 from train.metrics import FlopPerToken, peak_flop_per_s, read_metrics
-from train.plan import attention_shape, memory_by_kind
+from train.parameters import base_size, bits_a_weight, trainable_line
 from train.state import TrainState
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
@@ -52,7 +53,6 @@ def start_card(
 ) -> str:
     """What was chosen and why, on one screen."""
     model, device = config.model, mesh.devices.flat[0]
-    params = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
     table_size = model.vocab_size * model.embed_dim
     tables = table_size if model.embedding.tied else 2 * table_size
     peak = peak_flop_per_s(device.device_kind)
@@ -62,12 +62,14 @@ def start_card(
     peak_text = (
         f"peak {peak / 1e12:g} TFLOP/s bfloat16" if peak else "its peak is not in the table, so no MFU is printed"
     )
-    memory = memory_by_kind(config, abstract, mesh)
+    memory = memory_by_kind(config, abstract, mesh.shape)
+    bits = bits_a_weight(abstract)
     lines = {
         "run": f"{config.name} in {config.run_dir}"
         + (f", going on after step {resumed_from}" if resumed_from else ", from the start"),
-        "model": f"{params:,} parameters, {tables:,} of them in token tables; {model.num_layers} layers of "
+        "model": f"{base_size(abstract):,} parameters, {tables:,} in token tables; {model.num_layers} layers of "
         f"{model.num_heads} heads of {model.head_dim}, {model.num_kv_heads} kv heads",
+        "trained": trainable_line(abstract) + (f"; projections rest in {bits:.3f} bits a weight" if bits else ""),
         "precision": f"{model.dtype} products, {model.param_dtype} parameters; norms, softmax and loss in float32",
         "attention": f"{kernel.name}: {kernel.reason}",
         "mesh": f"{axes} on {mesh.size} x {device.device_kind}; {peak_text}",
@@ -108,6 +110,11 @@ def summary(run_dir: Path, values: Mapping[str, Any]) -> str:
         )
     logged = [line for line in read_metrics(run_dir) if "loss" in line]
     rate = _median([line["throughput/tokens_per_s"] for line in logged if "throughput/tokens_per_s" in line])
+    told = ("loss", "accuracy", "margin", "chosen")  # of sources in which not every token has loss
+    for name, value in values.items():
+        kind, _, source = name.removeprefix("heldout/").partition("/")
+        if name.startswith("heldout/") and kind in told:
+            lines.append(f"held-out {kind:<10}  {source:<10} {value:.4f}")
     lines.append("(the compressors at level -9 on the same held-out documents; less is better)")
     lines.append(f"steps {values['step']:,}, last loss {logged[-1]['loss']:.3f} nats a token, {rate:,.0f} tokens/s")
     lines.append(f"samples: {run_dir / 'samples.txt'}    report: {run_dir / 'report.html'}")

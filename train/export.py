@@ -1,0 +1,214 @@
+"""A trained model for others: a merged Hugging Face folder or GGUF file, or the adapter alone for PEFT.
+
+    python -m train.export --checkpoint RUN --format hf|peft|gguf --out DIR
+
+--checkpoint takes a run or an adapter folder of PEFT's (with --base, where the folder does not say on what). Merging
+into a file is certified: the file is read again and compared with the model as it was trained, over held-out rows of
+the run's dataset. merge_certificate.json beside the result has the KL divergence, the argmax agreement and the held-out
+loss of both; for a base that was quantised, for both merges: into the numbers that the adapter was trained on
+(--into trained) and into the weights before quantisation (--into original). Beyond a limit nothing is written, unless
+--force says so.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.command import run_command, use_compile_cache
+from train.certificate import MAX_MEAN_KL
+
+CERTIFICATE = "merge_certificate.json"
+ROW_TOKENS = 512  # of the built-in passage, where there is no dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What is exported. model: with its adapters, on the base as it was trained. base: where that lies, or "".
+
+    run: the resolved config of the run, {} for an adapter folder.
+    """
+
+    model: Any
+    lora: Any
+    base: str
+    tokenizer: Any
+    run: Mapping[str, Any]
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path, help="a run folder, or a PEFT adapter folder")
+    parser.add_argument("--format", required=True, choices=("hf", "peft", "gguf"))
+    parser.add_argument("--out", required=True, type=Path, help="a folder that does not exist yet")
+    parser.add_argument("--base", help="where the base of an adapter folder lies")
+    parser.add_argument("--into", choices=("trained", "original"), default="trained", help="what a merge is made into")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the tensors of a Hugging Face folder")
+    parser.add_argument("--adapter", default=None, help="which adapter, by name; default: the first")
+    parser.add_argument("--tokens", type=int, default=8192, help="held-out tokens that are compared, about")
+    parser.add_argument("--max-kl", type=float, default=MAX_MEAN_KL, help="mean KL that is accepted, nats a token")
+    parser.add_argument("--force", action="store_true", help="write the result even where the certificate fails")
+    return parser.parse_args(argv)
+
+
+def open_tuned(checkpoint: Path, base: str | None) -> Tuned:
+    """The model of a run or of an adapter folder; ValueError where it is neither, or its base is not there."""
+    from models.checkpoints.load import load_checkpoint
+    from models.checkpoints.peft import CONFIG_NAME, adapter_base, adapter_quantization, load_peft
+    from models.checkpoints.run import read_run_json
+    from models.lora import LoRA
+    from models.quantize import quantize_model
+    from train.config import from_json
+
+    if (checkpoint / CONFIG_NAME).exists():
+        base = base or adapter_base(checkpoint)
+        if not base:
+            raise ValueError(f"{checkpoint} does not say which base it belongs to: give --base")
+        loaded = load_checkpoint(base, param_dtype="float32")
+        quantization = adapter_quantization(checkpoint)
+        under = loaded.model if quantization is None else quantize_model(loaded.model, quantization)
+        model, lora = load_peft(checkpoint, under)
+        return Tuned(model=model, lora=lora, base=base, tokenizer=loaded.tokenizer, run={})
+    run = read_run_json(checkpoint)
+    loaded = load_checkpoint(checkpoint)
+    lora = from_json(LoRA, run["lora"]) if run.get("lora") else None
+    return Tuned(
+        model=loaded.model, lora=lora, base=base or run.get("init_from") or "", tokenizer=loaded.tokenizer, run=run
+    )
+
+
+def on_original(tuned: Tuned) -> Any:
+    """The model with its adapters on the base before quantisation; ValueError where that would be another function."""
+    from flax import nnx
+
+    from models.checkpoints.load import load_checkpoint
+    from models.quantize import QuantizedLinear, dequantized
+
+    if tuned.lora is not None and tuned.lora.init in ("pissa", "pissa_fast", "loftq"):
+        raise ValueError(f"init={tuned.lora.init!r} changed the base, so the adapter does not fit the original weights")
+    if not tuned.base:
+        raise ValueError("where the original base lies is not known: give --base")
+    original = dict(nnx.to_flat_state(nnx.state(load_checkpoint(tuned.base, param_dtype="float32").model)))
+    quantised = {path for path, module in nnx.iter_modules(tuned.model) if isinstance(module, QuantizedLinear)}
+    graph, state = nnx.split(dequantized(tuned.model))
+    leaves = [
+        (path, original[path] if path[-1] == "kernel" and path[:-1] in quantised else leaf)
+        for path, leaf in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+def heldout_batches(tuned: Tuned, tokens: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """Held-out rows of the run's dataset, source after source, about `tokens` of them; a built-in passage without."""
+    from data.heldout_loader import open_heldout
+    from data.loader import LoaderConfig
+    from models.parity import PASSAGE
+    from train.config import from_json
+
+    dataset = Path(tuned.run.get("data", {}).get("path", ""))
+    if (dataset / "tokens" / "heldout").is_dir():
+        config = from_json(LoaderConfig, tuned.run["loader"])
+        opened = open_heldout(dataset, config, batch_size=1)
+        share = max(1, tokens // config.seq_len // len(opened))
+        for rows in opened.values():
+            yield from islice(rows.batches(), share)
+        return
+    if tuned.tokenizer is None:
+        raise ValueError("neither the run's dataset nor a tokenizer is there: nothing to compare the models on")
+    ids = np.asarray(tuned.tokenizer.encode_prompt(PASSAGE), np.int32)[: ROW_TOKENS + 1]
+    ones = np.ones((1, len(ids) - 1), np.int32)
+    yield {
+        "inputs": ids[None, :-1],
+        "targets": ids[None, 1:],
+        "segment_ids": ones,
+        "positions": np.arange(len(ids) - 1, dtype=np.int32)[None],
+        "loss_weights": ones.astype(np.float32),
+    }
+
+
+def write_merged(tuned: Tuned, arguments: argparse.Namespace, index: int) -> None:
+    """Merge, write, read again, compare, and only then give the result its name."""
+    from models.checkpoints.load import load_checkpoint
+    from models.checkpoints.peft import quantization_of
+    from models.checkpoints.save import save_hf
+    from models.checkpoints.save_gguf import save_gguf
+    from models.lora import merge_lora
+    from train.certificate import distance
+
+    batches = list(heldout_batches(tuned, arguments.tokens))
+    record: dict[str, Any] = {"quantization": quantization_of(tuned.model), "into": arguments.into, "merges": {}}
+    other = "original" if arguments.into == "trained" else "trained"
+    into = {"trained": lambda: tuned.model, "original": lambda: on_original(tuned)}
+    if record["quantization"] is not None:  # what the other choice would have given
+        try:
+            record["merges"][other] = distance(
+                tuned.model, merge_lora(into[other](), index), batches, adapter=index
+            ).as_json()
+        except ValueError as error:
+            record["merges"][other] = {"not_possible": str(error)}
+    elif arguments.into == "original":
+        raise ValueError("--into original is for a quantised base; this one was trained in float")
+    merged = merge_lora(into[arguments.into](), index)
+
+    temporary = arguments.out.with_name(arguments.out.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        if arguments.format == "hf":
+            save_hf(merged, temporary, tokenizer=tuned.tokenizer, dtype=arguments.dtype)
+        else:
+            save_gguf(merged, temporary / "model.gguf", tokenizer=tuned.tokenizer, name=arguments.out.name)
+        del merged
+        again = load_checkpoint(temporary, param_dtype="float32").model
+        written = distance(tuned.model, again, batches, adapter=index)
+        failures = written.failures(arguments.max_kl)
+        record["merges"][arguments.into] = written.as_json()
+        record |= {"passed": not failures, "max_mean_kl": arguments.max_kl, "failures": failures}
+        if failures and not arguments.force:
+            raise ValueError(f"not written: {'; '.join(failures)}; take --into, another --format, or --force")
+        (temporary / CERTIFICATE).write_text(json.dumps(record, indent=2) + "\n")
+        temporary.rename(arguments.out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for name, found in record["merges"].items():
+            print(f"merge into the {name} base: " + ", ".join(_shown(key, value) for key, value in found.items()))
+
+
+def _shown(name: str, value: Any) -> str:
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+
+
+def run(argv: list[str]) -> int:
+    """The command; ValueError and OSError are for people."""
+    arguments = parse_arguments(argv)
+    if arguments.out.exists():
+        raise ValueError(f"{arguments.out} is already there: give --out a new folder")
+    use_compile_cache()
+    from models.checkpoints.peft_save import save_peft
+
+    tuned = open_tuned(arguments.checkpoint, arguments.base)
+    names = ("default",) if tuned.lora is None else tuned.lora.names
+    if arguments.adapter is not None and arguments.adapter not in names:
+        raise ValueError(f"--adapter {arguments.adapter}: the adapters are {', '.join(names)}")
+    index = 0 if arguments.adapter is None else names.index(arguments.adapter)
+    if arguments.format != "peft":
+        write_merged(tuned, arguments, index)
+    elif tuned.lora is None:
+        raise ValueError(f"{arguments.checkpoint} has no adapter: nothing for PEFT; use --format hf")
+    else:
+        save_peft(tuned.model, tuned.lora, arguments.out, base=tuned.base, index=index)
+    print(f"wrote {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(run)
