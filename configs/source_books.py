@@ -26,5 +26,11 @@ def get_config() -> Config:
         base.data.sources[0],  # the prose of installed packages: one book alone leaves nothing to hold out
     )
     stages = (*cleaning(default=prose()), *base.data.stages[-4:])
-    data = replace(base.data, path="datasets/source_books", sources=sources, stages=stages)
-    return replace(base, name="source_books", run_dir="runs/source_books", data=data)
+    return replace(
+        base,
+        name="source_books",
+        run_dir="runs/source_books",
+        data=replace(base.data, path="datasets/source_books", sources=sources, stages=stages),
+        loader=replace(base.loader, weights=()),
+        train=replace(base.train, num_steps=200),
+    )

@@ -27,5 +27,11 @@ def get_config() -> Config:
         StackExchangeSource(name="answers", paths=(f"{INPUTS}/stackexchange",), site="coffee.stackexchange.com"),
     )
     stages = (*cleaning(recipes=(("git", code()), ("answers", prose()))), *base.data.stages[-4:])
-    data = replace(base.data, path="datasets/source_code", sources=sources, stages=stages)
-    return replace(base, name="source_code", run_dir="runs/source_code", data=data)
+    return replace(
+        base,
+        name="source_code",
+        run_dir="runs/source_code",
+        data=replace(base.data, path="datasets/source_code", sources=sources, stages=stages),
+        loader=replace(base.loader, weights=()),
+        train=replace(base.train, num_steps=200),
+    )

@@ -31,5 +31,11 @@ def get_config() -> Config:
         PubmedSource(name="pubmed", paths=(f"{INPUTS}/jats/pubmed*.xml",)),
     )
     stages = (*cleaning(default=prose()), *base.data.stages[-4:])
-    data = replace(base.data, path="datasets/source_papers", sources=sources, stages=stages)
-    return replace(base, name="source_papers", run_dir="runs/source_papers", data=data)
+    return replace(
+        base,
+        name="source_papers",
+        run_dir="runs/source_papers",
+        data=replace(base.data, path="datasets/source_papers", sources=sources, stages=stages),
+        loader=replace(base.loader, weights=()),
+        train=replace(base.train, num_steps=200),
+    )

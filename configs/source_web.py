@@ -42,5 +42,11 @@ def get_config() -> Config:
         HtmlFolder(name="html", paths=(f"{INPUTS}/html",)),
     )
     stages = (*cleaning(default=prose()), *base.data.stages[-4:])
-    data = replace(base.data, path="datasets/source_web", sources=sources, stages=stages)
-    return replace(base, name="source_web", run_dir="runs/source_web", data=data)
+    return replace(
+        base,
+        name="source_web",
+        run_dir="runs/source_web",
+        data=replace(base.data, path="datasets/source_web", sources=sources, stages=stages),
+        loader=replace(base.loader, weights=()),
+        train=replace(base.train, num_steps=200),
+    )

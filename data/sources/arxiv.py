@@ -22,7 +22,7 @@ from data.sources.latex_source import Expander, find_main, resolve_inputs
 from data.sources.latex_text import latex_to_text, title_of
 from data.sources.limits import BombError, CorruptError
 from data.sources.oai import PaperMetadata, read_metadata
-from data.sources.text_files import decode_text, read_whole
+from data.sources.text_files import decode_text
 
 ARXIV_ID = re.compile(r"(?:arXiv[_:-]?)?(\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?_?/?\d{7})(?:v\d+)?", re.I)
 TEX_SUFFIXES = (".tex", ".ltx", ".latex", ".tikz", ".inc", ".txt", "")
@@ -78,10 +78,7 @@ class ArxivSource(FileSource):
         known = read_metadata(self._metadata(), self.limits)
         head = stream.peek(BLOCK)[:BLOCK]
         if not is_tar(head):
-            data, whole = read_whole(stream, self.limits.max_record_bytes)
-            if not whole:
-                yield self.too_large(shard, None, len(data) + 1)
-                return
+            data = self.read_file(stream)
             yield self._paper(shard, None, arxiv_id(shard["key"]), {PurePosixPath(shard["key"]).name: data}, known)
             return
         texts: dict[str, bytes] = {}

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from data.document import Document, Drop, Dropped, Number
 from data.sources import files
-from data.sources.limits import BombError, CorruptError, FetchError, ReadLimits
+from data.sources.limits import BombError, CorruptError, FetchError, ReadLimits, TooLargeError
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # a lone half of a UTF-16 pair: JSON can say it, UTF-8 cannot
 SPACE_IN_ID = re.compile(r"\s+")
@@ -117,6 +117,9 @@ class FileSource:
                 yield self.drop(file, "end", "expands_too_far", value=str(error))
             except FetchError as error:
                 yield self.drop(file, "end", "fetch_failed", value=str(error))
+            except TooLargeError:
+                limit = self.limits.max_record_bytes
+                yield self.drop(file, None, "record_too_large", value=f"over {limit}", threshold=limit)
 
     def file_documents(self, file: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """Stream one file. CorruptError, BombError or FetchError end it."""
@@ -126,6 +129,13 @@ class FileSource:
     def open(self, shard: Mapping[str, Any]) -> io.BufferedReader:
         """Decompressed bytes of the shard's file."""
         return files.open_stream(shard["url"], self.limits)
+
+    def read_file(self, stream: io.BufferedReader) -> bytes:
+        """All of a file that is one record. TooLargeError, which `documents` counts, beyond `max_record_bytes`."""
+        data = stream.read(self.limits.max_record_bytes + 1)
+        if len(data) > self.limits.max_record_bytes:
+            raise TooLargeError
+        return data
 
     def read(self, stream: io.BufferedReader, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """Documents and drops of one open file: what a reader writes."""

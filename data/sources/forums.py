@@ -21,7 +21,6 @@ from data.sources.dialogue import MAX_TURNS, Turn, check_form, form_meta, turns_
 from data.sources.grouping import Groups
 from data.sources.html_text import html_to_text
 from data.sources.jsonl import as_list
-from data.sources.text_files import read_whole
 
 QUOTED = re.compile(r"^(?:>.*|On .{5,200} wrote:|-----\s*Original Message\s*-----.*)$")
 SIGNATURE = re.compile(r"^-- ?$")
@@ -49,10 +48,7 @@ class DiscourseSource(FileSource):
 
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """The topic as one document; deleted, hidden and empty posts are counted drops."""
-        data, whole = read_whole(stream, self.limits.max_record_bytes)
-        if not whole:
-            yield self.too_large(shard, None, len(data) + 1)
-            return
+        data = self.read_file(stream)
         try:
             topic = json.loads(data)
             posts = topic["post_stream"]["posts"]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from data.document import Document, Dropped
 from data.sources.base import FileSource
-from data.sources.text_files import decode_text, read_whole
+from data.sources.text_files import decode_text
 
 MARK = r"(?:THIS|THE) PROJECT GUTENBERG E-?(?:BOOK|TEXT)"
 START = re.compile(rf"^\*\*\*\s*START OF {MARK}.*?\*\*\*[ \t]*$", re.M | re.S | re.I)
@@ -103,10 +103,7 @@ class GutenbergSource(FileSource):
 
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """The book as one document."""
-        data, whole = read_whole(stream, self.limits.max_record_bytes)
-        if not whole:
-            yield self.too_large(shard, None, len(data) + 1)
-            return
+        data = self.read_file(stream)
         meta: dict[str, Any] = {}
         try:
             text, encoding = decode_text(data)

@@ -15,7 +15,6 @@ from lxml import etree
 from data.document import Document, Dropped
 from data.sources.archives import is_tar, tar_members
 from data.sources.base import FileSource
-from data.sources.text_files import read_whole
 from data.sources.xml_records import child, local_name, parse_xml, text_of
 
 SKIPPED = {"ref-list", "xref", "graphic", "inline-graphic", "media", "label", "object-id", "supplementary-material",
@@ -207,8 +206,7 @@ class JatsSource(FileSource):
         if is_tar(stream.peek(512)[:512]):
             yield from self._archive(stream, shard)
             return
-        data, whole = read_whole(stream, self.limits.max_record_bytes)
-        yield self._article(shard, None, data) if whole else self.too_large(shard, None, len(data) + 1)
+        yield self._article(shard, None, self.read_file(stream))
 
     def _archive(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         for count, member in enumerate(tar_members(stream, 100 * self.limits.max_members)):

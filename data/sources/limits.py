@@ -35,3 +35,7 @@ class CorruptError(ValueError):
 
 class FetchError(ValueError):
     """A URL gave no usable answer within its limits: the message says which and why."""
+
+
+class TooLargeError(ValueError):
+    """A file that is one record is beyond `max_record_bytes`."""

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 from data.document import Document, Dropped
 from data.sources.base import FileSource
 from data.sources.jsonl import as_dict, as_list
-from data.sources.text_files import read_whole
 
 
 def notebook_text(data: bytes | str) -> tuple[str, dict[str, Any]]:
@@ -67,10 +66,7 @@ class NotebookFolder(FileSource):
 
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """The notebook as one document."""
-        data, whole = read_whole(stream, self.limits.max_record_bytes)
-        if not whole:
-            yield self.too_large(shard, None, len(data) + 1)
-            return
+        data = self.read_file(stream)
         try:
             text, meta = notebook_text(data)
         except ValueError as error:

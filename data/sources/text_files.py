@@ -55,10 +55,7 @@ class TextFolder(FileSource):
 
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """The file as one document."""
-        data, whole = read_whole(stream, self.limits.max_record_bytes)
-        if not whole:
-            yield self.too_large(shard, None, len(data) + 1)
-            return
+        data = self.read_file(stream)
         try:
             text, encoding = decode_text(data)
         except ValueError as error:
