@@ -35,6 +35,10 @@ class ChatEncoder:
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens included."""
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
     def count(self, text: str) -> int:
         """Number of ids."""
         return len(self.encode(text)[0])
