@@ -1,7 +1,7 @@
-"""A small masked language model on the quickstart corpus: fills gaps in English prose and code, in minutes on two cores.
+"""A small masked language model on the quickstart corpus: fills gaps in prose and code; minutes on two cores.
 
-    python -m train.main --config configs/mlm_tiny.py
-    python -m train.masked_scores --run runs/mlm_tiny
+python -m train.main --config configs/mlm_tiny.py
+python -m train.masked_scores --run runs/mlm_tiny
 """
 
 from dataclasses import replace

@@ -10,7 +10,6 @@ Shapes: B rows, T tokens, D embed, F mlp, N heads, H head dim, V vocabulary.
 from dataclasses import dataclass
 from functools import partial
 
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -152,7 +151,8 @@ class EncoderLM(nnx.Module):
         self.position_embedding = table(config.max_positions, "positions")
         self.type_embedding = table(config.num_types, "positions")
         self.embedding_norm = Norm(config.embed_dim, LayerNorm(eps=config.norm_eps), param_dtype=config.param_dtype)
-        self.layers = nnx.List([EncoderLayer(config, rngs=rngs) for _ in range(config.num_layers)])
+        # by name and not in a list: paths of parameters are text everywhere
+        self.layers = nnx.Dict({str(i): EncoderLayer(config, rngs=rngs) for i in range(config.num_layers)})
         self.head = Head(config, rngs=rngs)
 
     def __call__(
@@ -167,8 +167,8 @@ class EncoderLM(nnx.Module):
         x_BTD = x_BTD + self.position_embedding.get_value()[positions_BT + self.config.position_offset]
         x_BTD = self.embedding_norm(x_BTD.astype(dtype))
         mask_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, mask_BTT)
+        for number in range(self.config.num_layers):
+            x_BTD = self.layers[str(number)](x_BTD, mask_BTT)
         return x_BTD
 
     def output_kernel(self) -> Float[Array, "D V"]:
@@ -180,5 +180,3 @@ class EncoderLM(nnx.Module):
         x_BTD = self.head(hidden_BTD)
         product = jnp.dot(x_BTD.astype(self.config.dtype), self.output_kernel(), preferred_element_type=jnp.float32)
         return product + self.head.bias.get_value().astype(jnp.float32)
-
-

@@ -2,8 +2,8 @@
 
     MaskedFiller(checkpoint="hf:google-bert/bert-base-cased").build().fill([masked])
 
-Every word to replace becomes one mask; all masks of a text are filled at once. Only pieces that are whole words by
-themselves are offered. Each draw depends on the text's seed and the mask's number alone. Long texts are read in windows.
+Every word to replace becomes one mask; all masks of a text are filled at once. Only pieces that are words by
+themselves are offered. Each draw depends on the text's seed and the mask's number alone. Long texts go in windows.
 
 Shapes: R texts or windows, T tokens, M masks of a window, V vocabulary.
 """
@@ -11,6 +11,7 @@ Shapes: R texts or windows, T tokens, M masks of a window, V vocabulary.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -20,6 +21,7 @@ from flax import nnx
 from tokenizers import Tokenizer
 
 from models.checkpoints.bert import load_bert
+from models.checkpoints.encoder_run import load_encoder_run
 from models.checkpoints.listed import files_key, read_json
 from models.checkpoints.location import resolve
 from models.decode import bucket
@@ -27,6 +29,7 @@ from models.encoder import EncoderLM
 
 MASKS = ("[MASK]", "<mask>")  # of BERT and of RoBERTa
 NOT_IN_KEY = {"in_key": False}
+WIDTH = 64  # tokens; long windows are padded to a multiple
 MASK_BUCKET = 8  # masks of a window are padded to a multiple, so that few shapes are compiled
 
 
@@ -72,11 +75,11 @@ class Filler:
         windows = [window for number, item in enumerate(masked) for window in self.windows(number, item)]
         out: list[list[str | None]] = [[None] * len(item.spans) for item in masked]
         order = sorted(range(len(windows)), key=lambda i: (len(windows[i].ids), i))
-        start = 0
+        start = 0  # rows and width follow from a window's own length: its neighbours change nothing
         while start < len(order):
-            width = bucket(len(windows[order[start]].ids))
+            width = width_of(len(windows[order[start]].ids))
             rows = max(1, self.batch_tokens // width)
-            chosen = [windows[i] for i in order[start : start + rows] if len(windows[i].ids) <= width]
+            chosen = [windows[i] for i in order[start : start + rows] if width_of(len(windows[i].ids)) == width]
             start += len(chosen)
             self._fill_batch(chosen, masked, out, width, rows)
         return out
@@ -171,6 +174,11 @@ def draw_words(
     return jnp.take_along_axis(words_RMK, chosen_RM[:, :, None], axis=-1)[:, :, 0], jnp.isfinite(best_RMK[:, :, 0])
 
 
+def width_of(length: int) -> int:
+    """Tokens that a window of this length is padded to: powers of two, then multiples of `WIDTH`."""
+    return bucket(length) if length <= WIDTH else -(-length // WIDTH) * WIDTH
+
+
 def special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """What the tokenizer puts before and after a text ([CLS] and [SEP], or nothing)."""
     around = tokenizer.encode("a", add_special_tokens=True).ids
@@ -199,7 +207,7 @@ def _wordpiece(tokenizer: Tokenizer) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedFiller:
-    """What makes a `fill(masked) -> words` of a BERT or RoBERTa folder with its tokenizer.json.
+    """What makes a `fill(masked) -> words` of a BERT or RoBERTa folder with its tokenizer.json, or of a run's folder.
 
     top_k: words that a draw is made from, by their probabilities. batch_tokens: of one forward pass.
     """
@@ -209,22 +217,40 @@ class MaskedFiller:
     batch_tokens: int = field(default=8192, metadata=NOT_IN_KEY)
 
     def inputs_key(self) -> Any:
-        """The folder's files."""
+        """The folder's files; of a run, those of its checkpoints."""
         return files_key(self.checkpoint)
 
     def build(self) -> Filler:
         """Load the model; ValueError where it is not whole, or its tokenizer has no mask."""
-        folder = resolve(self.checkpoint).path
-        if not (folder / "tokenizer.json").is_file():
-            raise ValueError(f"{folder} has no tokenizer.json; save it with AutoTokenizer.save_pretrained first")
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        named = read_json(folder / "tokenizer_config.json").get("mask_token")
-        named = named.get("content") if isinstance(named, dict) else named
-        found = [tokenizer.token_to_id(name) for name in ([named] if named else MASKS)]
-        mask_id = next((number for number in found if number is not None), None)
-        if mask_id is None:
-            raise ValueError(f"{folder}: its tokenizer has no mask token: a masked language model is needed")
-        model = load_bert(folder, mask_id=mask_id)
+        where = resolve(self.checkpoint)
+        if where.kind == "run":
+            model = load_encoder_run(where.path)
+            tokenizer = read_tokenizer(where.path / "tokenizer")
+            mask_id = model.config.mask_id
+        else:
+            tokenizer = read_tokenizer(where.path)
+            mask_id = mask_of(tokenizer, where.path)
+            model = load_bert(where.path, mask_id=mask_id)
         return Filler(model, tokenizer, mask_id=mask_id, top_k=self.top_k, batch_tokens=self.batch_tokens)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer.json of a folder, without padding and truncation; ValueError where there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no tokenizer.json; save it with AutoTokenizer.save_pretrained first")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def mask_of(tokenizer: Tokenizer, folder: Path) -> int:
+    """The id of a tokenizer's mask; ValueError where it has none."""
+    named = read_json(folder / "tokenizer_config.json").get("mask_token")
+    named = named.get("content") if isinstance(named, dict) else named
+    found = [tokenizer.token_to_id(name) for name in ([named] if named else MASKS)]
+    mask_id = next((number for number in found if number is not None), None)
+    if mask_id is None:
+        raise ValueError(f"{folder}: its tokenizer has no mask token: a masked language model is needed")
+    return mask_id

@@ -23,6 +23,7 @@ from models.decode import bucket
 from models.seq2seq import Seq2SeqLM
 
 FEWEST_SLOTS = 32  # target tokens that the cache holds at first; it doubles while sentences go on
+ROW_STEP = 4  # by how much a batch shrinks at once when its sentences end
 NEVER = -1.0e9  # a score that no sequence reaches; the reference's own value, since it is added and compared
 
 
@@ -105,7 +106,8 @@ class Searcher:
 
     def _batch(self, sources: list[Sequence[int]], config: SearchConfig) -> list[list[int]]:
         """Search for one batch: the cache grows by doubling, and sentences that are done leave at each growth."""
-        rows, width = bucket(len(sources), 1), min(bucket(max(map(len, sources))), self.config.max_positions)
+        rows = rows_for(len(sources), config.batch_size)
+        width = min(bucket(max(map(len, sources))), self.config.max_positions)
         ids, mask = np.full((rows, width), self.config.pad_id, np.int32), np.zeros((rows, width), bool)
         for row in range(rows):
             source = sources[min(row, len(sources) - 1)]
@@ -126,7 +128,7 @@ class Searcher:
             owners = owners[left]
             if len(owners):
                 slots = min(2 * slots, config.max_length)
-                kept = np.resize(left, bucket(len(left), 1))
+                kept = np.resize(left, rows_for(len(left), config.batch_size))
                 cross, mask_BS, beams = regrow(cross, mask_BS, beams, jnp.asarray(kept), slots)
         return found
 
@@ -135,6 +137,14 @@ class Searcher:
         if self.config.eos_id in ids:
             ids = ids[: ids.index(self.config.eos_id)]
         return [token for token in ids if token != self.config.pad_id]
+
+
+def rows_for(count: int, batch_size: int) -> int:
+    """Rows of a batch that holds `count` sentences: the full size, a quarter of it, a sixteenth: few compilations."""
+    rows = batch_size
+    while rows // ROW_STEP >= max(count, 1):
+        rows //= ROW_STEP
+    return rows
 
 
 @partial(jax.jit, static_argnames=("graph",))
@@ -282,9 +292,7 @@ def beam_step(eos: int, beams: Beams, log_probs_BKV: jax.Array, config: SearchCo
     ended_BJ += jnp.where(counts_BJ, 0.0, NEVER)
     merged = jnp.concatenate([beams.best_score_BK, ended_BJ], axis=1)
     best_score_BK, best_BK = jax.lax.top_k(merged, num_beams)
-    best_BKC = jnp.take_along_axis(
-        jnp.concatenate([beams.best_BKC, tokens_BJC], axis=1), best_BK[:, :, None], axis=1
-    )
+    best_BKC = jnp.take_along_axis(jnp.concatenate([beams.best_BKC, tokens_BJC], axis=1), best_BK[:, :, None], axis=1)
     finished_BK = jnp.take_along_axis(jnp.concatenate([beams.finished_BK, counts_BJ], axis=1), best_BK, axis=1)
 
     # can the best running beam, at its present length, still beat the worst finished sequence?

@@ -2,7 +2,7 @@
 
     Config(model=EncoderConfig(...), objective=MaskedLM(), ...)
 
-Which tokens are hidden is drawn from a key of (seed, step, row), so that mesh, accumulation and resuming change nothing.
+What is hidden is drawn from a key of (seed, step, row), so that mesh, accumulation and resuming change nothing.
 The loader's batches are taken as they are: `inputs` is the text, its shifted `targets` are not looked at. BOS is never
 hidden. Held-out figures are estimates of the nats of every token, from the hidden ones: bits per byte that compare with
 other masked models and with a unigram model, not with a causal one.
@@ -35,7 +35,7 @@ _HELD_OUT = 0x9E3779B9  # what separates the keys of held-out rows from those of
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLM:
-    """share: of the tokens that are predicted. Of those, `masked` become the mask, `replaced` any token, the rest stay."""
+    """share: of the tokens are predicted. Of those, `masked` become the mask, `replaced` any token, the rest stay."""
 
     share: float = 0.15
     masked: float = 0.8

@@ -31,7 +31,8 @@ _DEBRIS = re.compile(
     r"|^\s*(?:Here(?:'s| is| are)|Below is|The following is) (?:a|an|the|my|your|one)?\s*\w*\s*"
     r"(?:paraphrase|rewritten|rewrite|revised|rephrased|version|summary|simplified|text|passage)"
     r"|\bas an AI\b|\bAI language model\b|\bI(?:'m sorry|'m unable| cannot| can't) (?:but|to|help|assist|fulfil)"
-    r"|^\s*(?:Original|Paraphrase|Rewritten|Rephrased|Simplified)(?: text| version)?:|▁|\ufffd|(?:^|\s)[*#@](?=[^\W\d_]{3,}(?:\s|$))",
+    r"|^\s*(?:Original|Paraphrase|Rewritten|Rephrased|Simplified)(?: text| version)?:|▁|\ufffd"
+    r"|(?:^|\s)[*#@](?=[^\W\d_]{3,}(?:\s|$))",  # words that a translator did not know
     re.IGNORECASE | re.MULTILINE,
 )
 

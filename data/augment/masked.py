@@ -98,9 +98,9 @@ class MaskedRewriter:
                 for match in WORD.finditer(paragraph.text):
                     number += 1
                     start, end = offset + match.start(), offset + match.end()
-                    if match.group().isalpha() and match.group().islower() and end - start >= LEAST_LETTERS:
-                        if _apart(text, start, end):
-                            spans.append((start, end))
+                    small = match.group().isalpha() and match.group().islower() and end - start >= LEAST_LETTERS
+                    if small and _apart(text, start, end):
+                        spans.append((start, end))
             offset += len(paragraph.text) + len(paragraph.space)
         if not spans:
             return Drop("nothing_to_mask")
@@ -111,7 +111,9 @@ class MaskedRewriter:
 def _apart(text: str, start: int, end: int) -> bool:
     """Whether a word stands between spaces or ordinary marks: no part of an address, a compound or code."""
     before, after = text[start - 1 : start], text[end : end + 1]
-    return (not before or before.isspace() or before in "(\"“'‘") and (not after or after.isspace() or after in ".,;:!?)\"”’")
+    return (not before or before.isspace() or before in "(\"“'‘") and (
+        not after or after.isspace() or after in '.,;:!?)"”’'
+    )
 
 
 def _filled(masked: Masked, replacements: Sequence[str | None]) -> str | Drop:

@@ -33,7 +33,9 @@ PROMPTS: dict[str, str] = {
     ),
 }
 # What small models put around their answer in spite of what they were told.
-_PREAMBLE = re.compile(r"\A\s*(?:(?:Sure|Certainly|Of course)[,!.][^\n]*\n+|(?:Here(?:'s| is| are)|Below is)[^\n]*:\s*\n+)")
+_PREAMBLE = re.compile(
+    r"\A\s*(?:(?:Sure|Certainly|Of course)[,!.][^\n]*\n+|(?:Here(?:'s| is| are)|Below is)[^\n]*:\s*\n+)"
+)
 
 
 class Generator(Protocol):
@@ -122,7 +124,7 @@ class Paraphraser:
         return plan
 
     def _parts(self, text: str) -> list[tuple[str, str, bool]]:
-        """(text, white space behind it, whether it is prose), neighbouring paragraphs of prose joined while they fit."""
+        """(text, white space behind it, whether it is prose); paragraphs of prose are joined while they fit."""
         parts: list[tuple[str, str, bool]] = []
         for piece in paragraphs(text):
             prose = is_prose(piece.text)
@@ -138,7 +140,7 @@ class Paraphraser:
 def clean_answer(answer: str) -> str:
     """An answer without the sentence that announces it and without quotes around all of it."""
     text = _PREAMBLE.sub("", answer, count=1).strip()
-    if len(text) > 1 and text[0] in "\"“" and text[-1] in "\"”" and not any(mark in text[1:-1] for mark in "\"“”"):
+    if len(text) > 1 and text[0] in '"“' and text[-1] in '"”' and not any(mark in text[1:-1] for mark in '"“”'):
         text = text[1:-1].strip()
     return text
 

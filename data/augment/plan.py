@@ -25,7 +25,7 @@ LINEAGE = "augmented"  # the meta key of a copy
 
 @dataclass(frozen=True, kw_only=True)
 class Dose:
-    """How many copies the documents of each source get. factor 2.0: every document and one copy of it (see `Augment`)."""
+    """How many copies the documents of each source get. factor 2.0: each document and one copy (see `Augment`)."""
 
     technique: str
     seed: int
@@ -66,9 +66,7 @@ def survey_shard(task: tuple[Path, int], *, dose: Dose, folder: Path) -> tuple[i
     attempts: list[tuple[int, int]] = []
     for document in read_documents(path):
         keys.append(content_key(document.text))
-        attempts += [
-            (dose.seed_of(document, copy), tokens_of(document.text)) for copy in range(dose.copies(document))
-        ]
+        attempts += [(dose.seed_of(document, copy), tokens_of(document.text)) for copy in range(dose.copies(document))]
     save_arrays(folder / f"{index:05d}.npz", keys=uint64(keys), attempts=uint64(attempts).reshape(-1, 2))
     return len(attempts), sum(tokens for _, tokens in attempts)
 
@@ -101,7 +99,9 @@ def first_too_many(order: np.ndarray, tokens: np.ndarray, budget: int | None) ->
     return 2**64 if beyond == len(order) else int(order[ranks[beyond]])
 
 
-def verdicts(known: np.ndarray, keys: np.ndarray, order: np.ndarray, tokens: np.ndarray, budget: int | None) -> np.ndarray:
+def verdicts(
+    known: np.ndarray, keys: np.ndarray, order: np.ndarray, tokens: np.ndarray, budget: int | None
+) -> np.ndarray:
     """For each copy that passed the gates: 0 stays, 1 repeats a document or an earlier copy, 2 is beyond the budget.
 
     known: sorted content keys of all documents that came in, held-out ones too. keys, order, tokens: of the copies, in

@@ -38,7 +38,7 @@ from data.augment.plan import (
     verdicts,
 )
 from data.augment.technique import Rewriter, Technique
-from data.document import Document, Drop, Dropped
+from data.document import Drop, Dropped
 from data.engine import Engine
 from data.keys import library_versions
 from data.stage import Counts, done_counts, mark_done, shard_name
@@ -47,7 +47,10 @@ from data.tables import open_documents, open_dropped, read_documents, read_dropp
 VERSION = 1
 CODE_MODULES = (
     *(f"data.augment.{name}" for name in ("attempts", "gates", "plan", "sentences", "stage", "technique")),
-    *(f"data.augment.{name}" for name in ("masked", "paraphrase", "reorder", "synonyms", "tagger", "translate", "wordnet")),
+    *(
+        f"data.augment.{name}"
+        for name in ("masked", "paraphrase", "reorder", "synonyms", "tagger", "translate", "wordnet")
+    ),
     "data.clean.language",
     "data.features",
 )

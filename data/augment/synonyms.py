@@ -22,17 +22,181 @@ VERSION = 1
 _PARTS = {"NOUN": "n", "VERB": "v", "ADJ": "a", "ADV": "r"}
 # Words that WordNet has in some sense and that stand for another thing in most sentences.
 _STOP = frozenset(
-    """a about above after again all also am an and any are as at be because been before being below between both but by
-    can could did do does doing down during each either else ever every few for from further get gets getting go goes
-    going got had has have having he her here hers him his how however i if in into is it its itself just less let
-    like made make makes many may me might more most much must my neither no nor not now of off on once one only or
-    other our out over own per same say says set shall she should since so some such take than that the their them then
-    there these they thing things this those though through thus to too two under until up upon us use used uses using
-    very via was way well were what when where whether which while who whom why will with within without would yet you
-    your""".split()
+    [
+        "a",
+        "about",
+        "above",
+        "after",
+        "again",
+        "all",
+        "also",
+        "am",
+        "an",
+        "and",
+        "any",
+        "are",
+        "as",
+        "at",
+        "be",
+        "because",
+        "been",
+        "before",
+        "being",
+        "below",
+        "between",
+        "both",
+        "but",
+        "by",
+        "can",
+        "could",
+        "did",
+        "do",
+        "does",
+        "doing",
+        "down",
+        "during",
+        "each",
+        "either",
+        "else",
+        "ever",
+        "every",
+        "few",
+        "for",
+        "from",
+        "further",
+        "get",
+        "gets",
+        "getting",
+        "go",
+        "goes",
+        "going",
+        "got",
+        "had",
+        "has",
+        "have",
+        "having",
+        "he",
+        "her",
+        "here",
+        "hers",
+        "him",
+        "his",
+        "how",
+        "however",
+        "i",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "itself",
+        "just",
+        "less",
+        "let",
+        "like",
+        "made",
+        "make",
+        "makes",
+        "many",
+        "may",
+        "me",
+        "might",
+        "more",
+        "most",
+        "much",
+        "must",
+        "my",
+        "neither",
+        "no",
+        "nor",
+        "not",
+        "now",
+        "of",
+        "off",
+        "on",
+        "once",
+        "one",
+        "only",
+        "or",
+        "other",
+        "our",
+        "out",
+        "over",
+        "own",
+        "per",
+        "same",
+        "say",
+        "says",
+        "set",
+        "shall",
+        "she",
+        "should",
+        "since",
+        "so",
+        "some",
+        "such",
+        "take",
+        "than",
+        "that",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "these",
+        "they",
+        "thing",
+        "things",
+        "this",
+        "those",
+        "though",
+        "through",
+        "thus",
+        "to",
+        "too",
+        "two",
+        "under",
+        "until",
+        "up",
+        "upon",
+        "us",
+        "use",
+        "used",
+        "uses",
+        "using",
+        "very",
+        "via",
+        "was",
+        "way",
+        "well",
+        "were",
+        "what",
+        "when",
+        "where",
+        "whether",
+        "which",
+        "while",
+        "who",
+        "whom",
+        "why",
+        "will",
+        "with",
+        "within",
+        "without",
+        "would",
+        "yet",
+        "you",
+        "your",
+    ]
 )
 _REMEMBERED = 200_000  # words with their synonyms that are kept: about 40 MB
-_FORMS = {"VERB|Inf": ("VB",), "VERB|Ger": ("VBG",), "VERB|Part": ("VBN", "VBG"), "VERB|Fin": ("VBD", "VBZ", "VBP", "VB")}
+_FORMS = {
+    "VERB|Inf": ("VB",),
+    "VERB|Ger": ("VBG",),
+    "VERB|Part": ("VBN", "VBG"),
+    "VERB|Fin": ("VBD", "VBZ", "VBP", "VB"),
+}
 _OTHER = {"NOUN": ("NN", "NNS"), "ADJ": ("JJ", "JJR", "JJS"), "ADV": ("RB", "RBR", "RBS")}
 
 
@@ -71,7 +235,9 @@ class Synonyms:
 
     @property
     def model(self) -> str:
-        return f"{'WordNet 3.0' if self.language == 'en' else 'Open Multilingual WordNet'}, {self.tagger or 'no tagger'}"
+        return (
+            f"{'WordNet 3.0' if self.language == 'en' else 'Open Multilingual WordNet'}, {self.tagger or 'no tagger'}"
+        )
 
     def inputs_key(self) -> Any:
         return files_key(self.wordnet)
@@ -135,7 +301,11 @@ class SynonymRewriter:
         tags = self.tagger.tag([word for _, word in found]) if self.tagger else [""] * len(found)
         places = []
         for index, (start, word) in enumerate(found):
-            if not wanted[index] or text[start - 1 : start] in ("-", "_", "/", "@", ".") or _glued(text, start + len(word)):
+            if (
+                not wanted[index]
+                or text[start - 1 : start] in ("-", "_", "/", "@", ".")
+                or _glued(text, start + len(word))
+            ):
                 continue
             choices = self._english(word, tags[index]) if english else self._other(word)
             if index and found[index - 1][1].lower() in ("a", "an"):
@@ -174,7 +344,11 @@ class SynonymRewriter:
         for upos, lemma in readings:
             if upos != part or part not in _PARTS:
                 continue
-            forms = [form for form in _FORMS.get(tag, _OTHER.get(part, ("VBD", "VBZ", "VBG"))) if word in _inflect(lemma, form)]
+            forms = [
+                form
+                for form in _FORMS.get(tag, _OTHER.get(part, ("VBD", "VBZ", "VBG")))
+                if word in _inflect(lemma, form)
+            ]
             if not forms or (upos == "VERB" and not tag and len(forms) > 1):
                 continue
             for other in self.table.get((lemma, _PARTS[part]), ()):
@@ -208,4 +382,3 @@ def _inflect(lemma: str, form: str) -> tuple[str, ...]:
     import lemminflect
 
     return tuple(lemminflect.getAllInflections(lemma).get(form, ()))
-

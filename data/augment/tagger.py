@@ -54,7 +54,13 @@ class Tagger:
         table = self.table
         here = np.array(ids)
         # own features, then those that the words one and two before and after contribute
-        own = table[here[2:-2], 0] + table[here[1:-3], 1] + table[here[:-4], 2] + table[here[3:-1], 3] + table[here[4:], 4]
+        own = (
+            table[here[2:-2], 0]
+            + table[here[1:-3], 1]
+            + table[here[:-4], 2]
+            + table[here[3:-1], 3]
+            + table[here[4:], 4]
+        )
         before = last = len(self.classes)  # the mark of a sentence's start
         known, pairs, after = self.known.get, self.pairs, self.after.get
         tags = []

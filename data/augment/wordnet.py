@@ -48,7 +48,9 @@ def load_wordnet(folder: str) -> Synonyms:
         for line in _lines(root / f"data.{part}"):
             fields = line.split(" ", 4 + 2 * 64)
             number = int(fields[3], 16)
-            members[letter, fields[0]] = [fields[4 + 2 * i].split("(")[0] for i in range(number) if 4 + 2 * i < len(fields)]
+            members[letter, fields[0]] = [
+                fields[4 + 2 * i].split("(")[0] for i in range(number) if 4 + 2 * i < len(fields)
+            ]
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     for (word, letter), offsets in first.items():
         if len(offsets) > 1 and not _dominant(counts.get((word, letter), [])):

@@ -69,7 +69,9 @@ def read_bert_config(config: Mapping[str, Any], source: str, mask_id: int) -> En
         if config.get(key, value) not in (value, None):
             raise ValueError(f"{source} sets {key}={config[key]!r}; only {value!r} is supported")
     if config.get("hidden_act", "gelu") not in _ACTIVATIONS:
-        raise ValueError(f"{source} sets hidden_act={config['hidden_act']!r}: expected one of {', '.join(_ACTIVATIONS)}")
+        raise ValueError(
+            f"{source} sets hidden_act={config['hidden_act']!r}: expected one of {', '.join(_ACTIVATIONS)}"
+        )
     try:
         pad_id = config.get("pad_token_id")
         pad_id = (1 if kind == "roberta" else 0) if pad_id is None else pad_id
@@ -92,7 +94,7 @@ def read_bert_config(config: Mapping[str, Any], source: str, mask_id: int) -> En
 
 
 def load_bert(location: str | Path, *, mask_id: int = 0) -> EncoderLM:
-    """The model of a BERT or RoBERTa folder (or `hf:org/name`). mask_id: of its tokenizer (`models.fill` looks it up)."""
+    """The model of a BERT or RoBERTa folder (or `hf:org/name`). mask_id: of its tokenizer."""
     folder = resolve(location).path
     config = read_json(folder / "config.json")
     ours = read_bert_config(config, str(folder), mask_id)

@@ -5,8 +5,6 @@ import shutil
 from dataclasses import fields
 from pathlib import Path
 
-from flax import nnx
-
 from models.checkpoints.bert import save_bert
 from models.checkpoints.run import load_run, read_run_json
 from models.encoder import EncoderConfig, EncoderLM
@@ -25,9 +23,7 @@ def read_encoder_config(folder: Path) -> EncoderConfig:
 
 def load_encoder_run(folder: Path) -> EncoderLM:
     """The model of the run's newest checkpoint."""
-    config = read_encoder_config(folder)
-    abstract = nnx.eval_shape(lambda: EncoderLM(config, rngs=nnx.Rngs(0)))
-    return load_run(folder, config, abstract=abstract)  # type: ignore[arg-type,return-value]
+    return load_run(folder, read_encoder_config(folder))  # type: ignore[arg-type,return-value]
 
 
 def export_encoder_run(folder: Path, out: Path) -> EncoderLM:

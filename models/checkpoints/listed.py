@@ -4,6 +4,7 @@ The decoder-only transformer stacks its layers and has its own loader (models.ch
 is one tensor. A table names them: `encoder.{i}.up.kernel` to a `Rule`.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -90,13 +91,12 @@ def files_key(location: str) -> Any:
 
     A location that is no folder here (`hf:...`) stands for itself.
     """
-    import hashlib
-
     folder = Path(location).expanduser()
     if not folder.is_dir():
         return location
     digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(folder.iterdir()):
+    below = [folder / "config.json", *(folder / "checkpoints").rglob("*"), *(folder / "tokenizer").rglob("*")]
+    for file in sorted(below if (folder / "checkpoints").is_dir() else folder.iterdir()):
         if file.is_file():
             digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
             with file.open("rb") as content:

@@ -26,7 +26,10 @@ def _side(side: str) -> dict[str, Rule]:
     for name, other in {**linears, "up": "fc1", "down": "fc2"}.items():
         table[f"{ours}.{name}.kernel"] = Rule(f"{theirs}.{other}.weight", transpose=True)
         table[f"{ours}.{name}.bias"] = Rule(f"{theirs}.{other}.bias")
-    norms = {"mlp_norm": "final_layer_norm", **{f"{block}_norm": f"{other}_layer_norm" for block, other in blocks.items()}}
+    norms = {
+        "mlp_norm": "final_layer_norm",
+        **{f"{block}_norm": f"{other}_layer_norm" for block, other in blocks.items()},
+    }
     for name, other in norms.items():
         table[f"{ours}.{name}.scale"] = Rule(f"{theirs}.{other}.weight")
         table[f"{ours}.{name}.bias"] = Rule(f"{theirs}.{other}.bias")
@@ -58,7 +61,9 @@ def read_marian_config(config: Mapping[str, Any], source: str) -> Seq2SeqConfig:
     for key, value in _ONLY.items():
         if config.get(key, value) not in (value, None):
             raise ValueError(f"{source} sets {key}={config[key]!r}; only {value!r} is supported")
-    activation = {"silu": "swish"}.get(config.get("activation_function", "gelu"), config.get("activation_function", "gelu"))
+    activation = {"silu": "swish"}.get(
+        config.get("activation_function", "gelu"), config.get("activation_function", "gelu")
+    )
     eos = config.get("eos_token_id", 0)
     try:
         return Seq2SeqConfig(
@@ -97,7 +102,9 @@ def search_config(location: str | Path) -> SearchConfig:
         raise ValueError(f"{folder} bans sequences of several tokens, which is not supported: {banned}")
     if found.get("early_stopping") not in (None, False, True):
         raise ValueError(f"{folder} sets early_stopping={found['early_stopping']!r}: expected true or false")
-    plain = {name: found[name] for name in ("num_beams", "max_length", "length_penalty", "early_stopping") if found.get(name)}
+    plain = {
+        name: found[name] for name in ("num_beams", "max_length", "length_penalty", "early_stopping") if found.get(name)
+    }
     return SearchConfig(
         **plain,
         banned=tuple(words[0] for words in banned),

@@ -26,7 +26,23 @@ def spans_of(text, *words):
 
 
 def wordpiece():
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "the", "a", "##s", "##ing", "to", "with", ".", ",", "un"]
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *WORDS,
+        "the",
+        "a",
+        "##s",
+        "##ing",
+        "to",
+        "with",
+        ".",
+        ",",
+        "un",
+    ]
     pieces += ["##believable", "every", "keeper"]
     tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from models.checkpoints.marian import load_marian, save_marian, search_config
 from models.seq2seq_decode import SearchConfig, Searcher
@@ -43,7 +44,7 @@ def pair(tmp_path_factory):
     model.final_logits_bias += 0.3 * torch.randn_like(model.final_logits_bias)
     model.final_logits_bias[0, EOS] += 1.5
     model.generation_config.bad_words_ids = [[PAD]]
-    model.generation_config.max_length = 70
+    model.generation_config.max_length = 40
     folder = tmp_path_factory.mktemp("marian")
     model.eval().save_pretrained(folder)
     return model, folder, load_marian(folder)
@@ -52,7 +53,7 @@ def pair(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sources():
     rng = np.random.default_rng(2)
-    return [[*rng.integers(1, PAD, int(length)).tolist(), EOS] for length in rng.integers(2, 30, 24)]
+    return [[*rng.integers(1, PAD, int(length)).tolist(), EOS] for length in rng.integers(2, 15, 24)]
 
 
 def padded(sources):
@@ -86,8 +87,14 @@ def test_logits_are_those_of_transformers(pair, sources):
             attention_mask=torch.tensor(mask.astype(int)),
             decoder_input_ids=torch.tensor(targets),
         ).logits.numpy()
-    hidden = ours.encode(jnp.asarray(ids), jnp.asarray(mask))
-    found = np.asarray(ours.logits(ours.decode(jnp.asarray(targets), hidden, jnp.asarray(mask))))
+    graph, state = nnx.split(ours)
+
+    @jax.jit
+    def logits(state, ids, mask, targets):
+        model = nnx.merge(graph, state)
+        return model.logits(model.decode(targets, model.encode(ids, mask), mask))
+
+    found = np.asarray(logits(state, ids, mask, targets))
     assert np.abs(found - wanted).max() < 1e-4
 
 
@@ -104,11 +111,10 @@ def test_search_gives_the_tokens_of_transformers(pair, sources, num_beams):
 def test_a_sentence_does_not_depend_on_its_batch(pair, sources):
     _, folder, ours = pair
     searcher = Searcher(ours)
-    for num_beams in (1, 4):
-        config = dataclasses.replace(search_config(folder), num_beams=num_beams)
-        whole = searcher(sources, dataclasses.replace(config, batch_size=32))
-        assert searcher(sources, dataclasses.replace(config, batch_size=3)) == whole
-        assert searcher(sources[::-1], dataclasses.replace(config, batch_size=8))[::-1] == whole
+    config = dataclasses.replace(search_config(folder), num_beams=4)
+    whole = searcher(sources, dataclasses.replace(config, batch_size=8))
+    assert searcher(sources[::-1], dataclasses.replace(config, batch_size=8))[::-1] == whole
+    assert searcher(sources[:6], dataclasses.replace(config, batch_size=2)) == whole[:6]
 
 
 def test_a_saved_folder_loads_in_transformers_and_searches_alike(pair, sources, tmp_path):
@@ -124,7 +130,11 @@ def test_a_saved_folder_loads_in_transformers_and_searches_alike(pair, sources, 
 def test_sources_that_cannot_be_read_are_one_line(pair):
     _, _, ours = pair
     searcher = Searcher(ours)
-    for source, message in (([], "has 0 tokens"), ([1] * 200, "expected 1 to 96"), ([VOCAB], "outside of the vocabulary")):
+    for source, message in (
+        ([], "has 0 tokens"),
+        ([1] * 200, "expected 1 to 96"),
+        ([VOCAB], "outside of the vocabulary"),
+    ):
         with pytest.raises(ValueError, match=message):
             searcher([source], SearchConfig())
     assert searcher([], SearchConfig()) == []

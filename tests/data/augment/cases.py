@@ -130,7 +130,9 @@ class Shouting:
         for prompt in prompts:
             time.sleep(self.pause)
             text = prompt.split("\n\n", 1)[1]
-            out.append("Here is the rewritten text:\n\n" + text.replace(" the ", " that ").replace(" and ", " as well as "))
+            out.append(
+                "Here is the rewritten text:\n\n" + text.replace(" the ", " that ").replace(" and ", " as well as ")
+            )
         return out
 
 
@@ -139,9 +141,7 @@ class Backwards:
     """A filler that is no model: every masked word backwards, and nothing for words with an e."""
 
     def fill(self, masked: Sequence[Masked]) -> list[list[str | None]]:
-        return [
-            [None if "e" in item.text[a:b] else item.text[a:b][::-1] for a, b in item.spans] for item in masked
-        ]
+        return [[None if "e" in item.text[a:b] else item.text[a:b][::-1] for a, b in item.spans] for item in masked]
 
 
 def make_config(path: Path, *, workers: int = 1, pause: float = 0.0, **changes: Any) -> DataConfig:

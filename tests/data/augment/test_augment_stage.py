@@ -132,7 +132,7 @@ def test_a_factor_of_two_and_a_half_makes_one_or_two_copies(tmp_path):
 
 
 def test_settings_and_orders_that_make_no_sense_are_one_line(tmp_path):
-    with pytest.raises(ValueError, match="factor of factor is 0.5: expected 1.0"):
+    with pytest.raises(ValueError, match=r"factor of factor is 0\.5: expected 1\.0"):
         Augment(technique=Reorder(), factor=0.5)
     with pytest.raises(ValueError, match="sources are stories"):
         make_config(tmp_path, stages=(HeldOut(), Augment(technique=Reorder(), factors=(("books", 2.0),))))
