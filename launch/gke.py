@@ -71,9 +71,9 @@ def jobset_yaml(job: Job, arguments: Namespace) -> str:
     if not tpu and machine.hosts > 1:  # a TPU slice knows its hosts; GPU hosts meet at the first pod
         index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
         variables += [
-            {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{job.name}-slice-0-0.{job.name}:8476"},
-            {"name": "JAX_NUM_PROCESSES", "value": str(machine.hosts)},
-            {"name": "JAX_PROCESS_ID", "valueFrom": index},  # type: ignore[dict-item]
+            {"name": "SLUICE_COORDINATOR", "value": f"{job.name}-slice-0-0.{job.name}:8476"},
+            {"name": "SLUICE_PROCESS_COUNT", "value": str(machine.hosts)},
+            {"name": "SLUICE_PROCESS_INDEX", "valueFrom": index},  # type: ignore[dict-item]
         ]
     container = {
         "name": "train",

@@ -51,7 +51,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--restarts", type=int, default=10, help="of a run that crashed; stopped ones always go on")
     parser.add_argument("--cache", metavar="DIR", help="compiled programs, shared by all workers: a folder or gs://...")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="one more variable")
-    parser.add_argument("--python", default="python3", help="interpreter on the worker")
+    interpreter = sys.executable if target == "local" else "python3"
+    parser.add_argument("--python", default=interpreter, help=f"interpreter that runs the training: {interpreter}")
     parser.add_argument("--files", metavar="DIR", help="for generated files and logs; default: runs/launch/NAME")
     parser.add_argument("--sweep", metavar="FILE", help="override lists: a job for each")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="run folders of a sweep: DIR/NAME/JOB")
@@ -112,9 +113,31 @@ def plan(job: Job, arguments: argparse.Namespace, folder: Path) -> list[Step]:
     return gke.steps(job, arguments, folder)
 
 
+def local_script(job: Job, arguments: argparse.Namespace) -> str:
+    """What `local` starts, as a shell script; launch/local.py also picks the port, watches and restarts."""
+    lines = []
+    for index in range(arguments.processes):
+        variables = job.variables()
+        if arguments.processes > 1:
+            variables |= {"SLUICE_COORDINATOR": "127.0.0.1:PORT", "SLUICE_PROCESS_INDEX": str(index)}
+            variables |= {"SLUICE_PROCESS_COUNT": str(arguments.processes)}
+        if arguments.devices is not None:
+            fake = f"--xla_force_host_platform_device_count={arguments.devices}"
+            variables |= {
+                "XLA_FLAGS": " ".join(filter(None, (variables.get("XLA_FLAGS"), fake))),
+                "JAX_PLATFORMS": "cpu",
+            }
+        assignments = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+        lines.append(" ".join([*assignments, shlex.join(job.command())]))
+    return lines[0] if len(lines) == 1 else "\n".join([*(f"{line} &" for line in lines), "wait"])
+
+
 def run_job(job: Job, arguments: argparse.Namespace, folder: Path) -> int:
     """Launches one job; returns its exit code, or that of the submission where it runs elsewhere."""
     if arguments.target == "local":
+        if arguments.dry_run:
+            print(local_script(job, arguments))
+            return 0
         from launch import local
 
         return local.run(
@@ -123,8 +146,6 @@ def run_job(job: Job, arguments: argparse.Namespace, folder: Path) -> int:
             devices=arguments.devices,
             restarts=job.restarts,
             environment=job.variables(),
-            log_dir=folder / "logs",
-            dry_run=arguments.dry_run,
         )
     steps = plan(job, arguments, folder)
     if arguments.dry_run:

@@ -13,7 +13,7 @@ import pytest
 from launch import main as launch_main
 from launch.gke import yaml_lines
 from launch.job import Job, worker_script
-from launch.machines import CHIPS, parse_machine
+from launch.machines import CHIPS, Machine, parse_machine
 from launch.pack import code_files, pack
 from launch.steps import File, execute, script
 from launch.sweep import job_label, read_sweep
@@ -23,6 +23,7 @@ GOLDEN = Path(__file__).parent / "golden"
 OVERRIDES = ["data.sources.web.paths=('a b/*.jsonl',)", 'name=it\'s "8B" $HOME']  # spaces, both quotes, a variable
 COMMON = ["--config", "configs/pretrain_1b.py", "--env", "NOTE=two words"]
 TARGETS = {
+    "local": ["local", "--processes", "2", "--devices", "4"],
     "tpu-vm": ["tpu-vm", "--tpu", "my-tpu", "--zone", "us-east5-b", "--project", "p", "--machine", "v6e:4x4"],
     "queued-resource": [
         "queued-resource", "--bucket", "gs://b/x", "--spot", "--zone", "us-west4-a", "--machine", "v5e:4x4",
@@ -306,6 +307,33 @@ def test_bad_input_is_refused_in_one_line(arguments: list[str], words: str):
     with pytest.raises(ValueError, match=words) as error:
         launch_main.run([*arguments, "--dry-run"])
     assert "\n" not in str(error.value)
+
+
+def test_local_starts_the_processes_with_the_overrides_intact(monkeypatch: pytest.MonkeyPatch):
+    local = pytest.importorskip("launch.local")
+    started: dict = {}
+    monkeypatch.setattr(local, "run", lambda command, **options: started.update(options, command=command) or 75)
+    arguments = [*TARGETS["local"], *COMMON, *OVERRIDES, "--restarts", "4"]
+    assert launch_main.run(arguments) == 75
+    assert list(started["command"]) == TRAINING and started["environment"]["NOTE"] == "two words"
+    assert (started["processes"], started["devices"], started["restarts"]) == (2, 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["tpu", "cuda"])
+def test_every_compiler_flag_of_the_presets_is_one_that_the_compiler_knows(kind: str):
+    interpreter = os.environ.get(f"SLUICE_{kind.upper()}_PYTHON")
+    if not interpreter:
+        pytest.skip(f"SLUICE_{kind.upper()}_PYTHON is not set: no compiler here")
+    machines = [Machine(name, (8,), 2 if kind == "tpu" else 1) for name, chip in CHIPS.items() if chip.kind == kind]
+    name = "LIBTPU_INIT_ARGS" if kind == "tpu" else "XLA_FLAGS"
+    flags = " ".join(machine.environment()[name] for machine in machines)
+    ask = "from jax.experimental.topologies import get_topology_desc as t; t(platform='tpu', topology_name='v5e:2x2x1')"
+    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTHONPATH")}
+    environment |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    command = [interpreter, "-c", ask if kind == "tpu" else "import jax; jax.devices()"]
+    for value, known in ((flags, True), (f"{flags} --xla_no_such_flag=1", False)):
+        done = subprocess.run(command, env=environment | {name: value}, capture_output=True, text=True)
+        assert (done.returncode == 0) == known, done.stderr[-500:]
 
 
 def test_steps_stop_at_the_first_failure_and_name_a_missing_command(tmp_path: Path):
