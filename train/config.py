@@ -44,7 +44,7 @@ class Config:
 
     run_dir: where the run's files go; a run with the same folder resumes.
     init_from: a checkpoint whose weights start this new run (see models.checkpoints), or None for random weights.
-    lora, quantize, freeze: what is trained of the model and how the rest lies (see models.tuning).
+    lora, quantize: adapters to train, and how the weights under them lie (see models.tuning).
     objective: what is minimised (see train.objectives).
     """
 
@@ -62,13 +62,12 @@ class Config:
     init_from: str | None = None
     lora: LoRA | None = None
     quantize: NF4 | Int8Weights | None = None
-    freeze: tuple[str, ...] = ()
     objective: NextToken | Preference | MaskedLM = NextToken()
 
     @property
     def tuning(self) -> Tuning:
         """How the model that is trained differs from the plain one."""
-        return Tuning(lora=self.lora, quantize=self.quantize, freeze=self.freeze)
+        return Tuning(lora=self.lora, quantize=self.quantize, freeze=self.train.freeze)
 
 
 def load_config(path: str) -> Config:

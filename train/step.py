@@ -40,6 +40,7 @@ class TrainConfig:
     vocab_chunk: columns of the output matrix per cross-entropy chunk, None for all at once.
     spike_factor: a step whose gradient norm is above this many times its running mean is skipped, None for never
     (steps that are not finite always are). max_skipped_in_a_row: the run stops after as many.
+    freeze: patterns of parameters that are not trained (see models.tuning).
     compilation_cache: a folder for compiled programs, "" for none.
     tensorboard: write RUN/tensorboard. wandb_project: also log to Weights & Biases, None for not.
     """
@@ -54,6 +55,7 @@ class TrainConfig:
     max_skipped_in_a_row: int = 20
     seed: int = 0
     log_every: int = 10
+    freeze: tuple[str, ...] = ()
     compilation_cache: str = "~/.cache/sluice/jax"
     tensorboard: bool = True
     wandb_project: str | None = None

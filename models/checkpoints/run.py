@@ -61,7 +61,7 @@ def read_run_tuning(folder: Path) -> Tuning:
     found, origin = read_run_json(folder), str(folder / "config.json")
     values = {name: found.get(name) for name in ("lora", "quantize")}
     parts = {name: _value(value, origin) for name, value in values.items() if value is not None}
-    return Tuning(**parts, freeze=tuple(found.get("freeze") or ()))
+    return Tuning(**parts, freeze=tuple((found.get("train") or {}).get("freeze") or ()))
 
 
 def load_run(
