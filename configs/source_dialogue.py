@@ -9,9 +9,9 @@ dialogue goes into `sources` the same way:
     TwitterSource(name="tweets", paths=("stream-2021-06/*.json.bz2", "archive/tweets.js"))
     DiscourseSource(name="forum", paths=("topics/",))
     MboxSource(name="lists", paths=("2024-*.mbox.gz",))
-    HtmlFolder(name="phpbb", paths=("saved/",))
+    ForumPageSource(name="phpbb", paths=("saved/",))
 
-`form="messages"` on any of them (but HtmlFolder) puts the same conversation into meta as chat messages; the stage
+`form="messages"` on any of them puts the same conversation into meta as chat messages; the stage
 `data.chat_stage.Chats` then renders them in a model's template, as configs/finetune_smollm2_chat.py does.
 """
 

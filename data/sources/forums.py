@@ -1,4 +1,4 @@
-"""Forums and mailing lists: Discourse topics (JSON) and mbox archives. phpBB-like pages come in through HtmlFolder.
+"""Forums and mailing lists: Discourse topics (JSON) and mbox archives. For saved pages see `data.sources.forum_pages`.
 
 DiscourseSource(name="forum", paths=("topics/",))        one file a topic, as /t/ID.json gives it
 MboxSource(name="list", paths=("2024-*.mbox.gz",))

@@ -20,7 +20,7 @@ from data.sources.text_files import read_whole
 
 @dataclass(frozen=True, kw_only=True)
 class HtmlFolder(FileSource):
-    """HTML files, plain or compressed; forum pages (phpBB and its like) come in through here too."""
+    """HTML files, plain or compressed. Threads of forums: `data.sources.forum_pages`."""
 
     extract: ExtractConfig = field(default_factory=ExtractConfig)
 

@@ -145,7 +145,7 @@ def generate(name: str, folder: Path, megabytes: int) -> tuple[str, int]:
             for _ in range(times):
                 out.write(b"".join(pieces))
         return str(path), inner * times
-    if name in ("text", "jats", "gutenberg", "epub", "notebook", "arxiv", "html", "discourse"):
+    if name in ("text", "jats", "gutenberg", "epub", "notebook", "arxiv", "html", "discourse", "forum_pages"):
         return _folder(name, folder, size, rng)
     if name in ("parquet", "array_record", "tfds"):
         return _binary(name, folder, size, rng)
@@ -195,6 +195,12 @@ def _folder(name: str, folder: Path, size: int, rng: random.Random) -> tuple[str
             text = page_of(rng) if name == "html" else sentences(rng, 300_000)
         if name in ("text", "html"):
             data, suffix = text.encode(), "txt" if name == "text" else "html"
+        elif name == "forum_pages":
+            post = (
+                '<div class="post"><p class="author"><strong>a</strong></p><div class="postbody"><div class="content">'
+            )
+            posts = "".join(f"{post}{part}</div></div></div>" for part in text[:60_000].split(".\n"))
+            data, suffix = f"<html><title>T</title><body>{posts}</body></html>".encode(), "html"
         elif name == "discourse":
             posts = [{"username": "a", "cooked": f"<p>{part}</p>"} for part in text.split(".\n")]
             data, suffix = json.dumps({"id": number, "title": "T", "post_stream": {"posts": posts}}).encode(), "json"

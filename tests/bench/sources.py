@@ -27,7 +27,7 @@ from tests.bench.source_inputs import generate
 
 READERS = ("jsonl", "jsonl_zst", "parquet", "csv", "text", "array_record", "warc", "wet", "mediawiki", "stack_exchange",
            "reddit", "twitter", "mbox", "pubmed", "oai", "jats", "arxiv", "gutenberg", "epub", "notebook", "discourse",
-           "wat", "git", "tfds", "html")  # fmt: skip
+           "forum_pages", "wat", "git", "tfds", "html")  # fmt: skip
 SHARES = {"html": 10, "arxiv": 5, "mediawiki": 5}  # readers that take minutes: this part of the size, and half of that
 
 
@@ -44,7 +44,7 @@ def source_of(name: str, path: str) -> Any:
         "twitter": "twitter.TwitterSource", "mbox": "forums.MboxSource", "pubmed": "pubmed.PubmedSource",
         "oai": "oai.OaiSource", "jats": "jats.JatsSource", "arxiv": "arxiv.ArxivSource", "epub": "epub.EpubSource",
         "gutenberg": "gutenberg.GutenbergSource", "notebook": "notebooks.NotebookFolder",
-        "discourse": "forums.DiscourseSource", "wat": "warc.WarcSource", "html": "html_files.HtmlFolder",
+        "discourse": "forums.DiscourseSource", "forum_pages": "forum_pages.ForumPageSource", "wat": "warc.WarcSource", "html": "html_files.HtmlFolder",
         "git": "git_repository.GitSource", "tfds": "array_records.TfdsSource",
     }  # fmt: skip
     module, _, kind = kinds[name].partition(".")

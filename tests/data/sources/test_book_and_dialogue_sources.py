@@ -11,6 +11,7 @@ import pytest
 import zstandard
 
 from data.sources.epub import EpubSource
+from data.sources.forum_pages import ForumPageSource
 from data.sources.forums import DiscourseSource, MboxSource
 from data.sources.gutenberg import GutenbergSource, split_book
 from data.sources.limits import ReadLimits
@@ -230,6 +231,36 @@ def test_discourse_topics(tmp_path: Path) -> None:
     assert document.text == "# Help\n\nann: How?\n\nbob: So:\n\n```sh\nls\n```"
     assert document.meta["messages"][0] == {"role": "user", "content": "Help\n\nHow?"}
     assert reasons(drops) == {"deleted": 1, "empty_text": 1, "not_a_post": 1, "bad_json": 1}
+
+
+PHPBB = """<title>Clean it</title><body><ul><li><a href="./faq.php">FAQ</a></li></ul>{}<div>Powered by phpBB</div>"""
+PHPBB_POST = """<div id="p{0}" class="post has-profile bg1"><dl class="postprofile"><dd>Posts: 12</dd></dl>
+<div class="postbody"><h3>Re: Clean it</h3><p class="author">by <strong>{1}</strong> &raquo; 2024</p>
+<div class="content">{2}</div></div></div>"""
+PHPBB_2_POST = """<tr><td><span class="name"><b>{1}</b></span></td>
+<td><table><tr><td><span class="postbody">{2}</span></td></tr></table></td></tr>"""
+XENFORO_POST = """<article class="message message--post" data-author="{1}" id="js-{0}"><h4>{1}</h4>
+<div class="message-userContent"><article><div class="bbWrapper">{2}</div></article></div></article>"""
+SMF_POST = """<div class="post_wrapper"><div class="poster"><h4><a href="#">{1}</a></h4></div>
+<div class="postarea"><div class="post"><div class="inner" id="msg_{0}">{2}</div></div></div></div>"""
+VBULLETIN_POST = """<table id="post{0}"><tr><td><a class="bigusername" href="#">{1}</a></td>
+<td><div id="post_message_{0}">{2}</div></td></tr></table>"""
+SCHEMA_POST = """<div itemscope itemtype="https://schema.org/Comment"><span itemprop="author" itemscope>
+<a><span itemprop="name">{1}</span></a></span><div itemprop="text">{2}</div></div>"""
+
+
+@pytest.mark.parametrize("post", [PHPBB_POST, PHPBB_2_POST, XENFORO_POST, SMF_POST, VBULLETIN_POST, SCHEMA_POST])
+def test_pages_of_forums_become_turns(tmp_path: Path, post: str) -> None:
+    said = [("ann", "How do I <b>clean</b> it?"), ("bob", "With a brush.<br>Every day."), ("ann", "Thanks!")]
+    page = PHPBB.format("".join(post.format(7 + i, name, text) for i, (name, text) in enumerate(said)))
+    if post == PHPBB_2_POST:
+        page = f"<table class='forumline'>{page}</table>"
+    (tmp_path / "t.html").write_text(page)
+    (tmp_path / "other.html").write_text("<title>News</title><article><p>An article, no thread.</p></article>")
+    (document,), drops = read(ForumPageSource(name="f", paths=(str(tmp_path),), form="messages"))
+    assert document.text == "# Clean it\n\nann: How do I clean it?\n\nbob: With a brush.\nEvery day.\n\nann: Thanks!"
+    assert reasons(drops) == {"no_posts": 1} and document.meta["records"] == 3
+    assert [message["role"] for message in document.meta["messages"]] == ["user", "assistant", "user"]
 
 
 MBOX = b"""From ann@a.example Mon Jan  1 10:00:00 2024

@@ -31,6 +31,7 @@ from data.sources.arxiv import ArxivSource
 from data.sources.csv_files import CsvSource
 from data.sources.epub import EpubSource
 from data.sources.extract import Extracted, Page
+from data.sources.forum_pages import ForumPageSource
 from data.sources.forums import DiscourseSource, MboxSource
 from data.sources.gutenberg import GutenbergSource
 from data.sources.jats import JatsSource
@@ -266,6 +267,7 @@ MADE: dict[str, tuple[Callable[[Path], bytes], str, Callable[[str], Any]]] = {
     "mbox": (lambda f: samples.MBOX * 5, "x.mbox", of(MboxSource)),
     "twitter_pages": (lambda f: ndjson([TWEETS, RETWEET, NOTE] * 5), "x.json", of(TwitterSource)),
     "discourse": (lambda f: json.dumps(TOPIC).encode(), "x.json", of(DiscourseSource)),
+    "forum_pages": (lambda f: samples.PHPBB.format(samples.PHPBB_POST * 4).encode(), "x.html", of(ForumPageSource)),
     "notebook": (lambda f: json.dumps(NOTEBOOK).encode(), "x.ipynb", of(NotebookFolder)),
     "notebook_3": (lambda f: json.dumps(OLD_NOTEBOOK).encode(), "x.ipynb", of(NotebookFolder)),
     "wat": (wat, "x.warc.wat.gz", of(PlainWarc)),
