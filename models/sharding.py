@@ -184,7 +184,7 @@ def batch_sharding(mesh: Mesh | AbstractMesh, rules: Mapping[str, MeshAxes] = RU
 def check_mesh(
     config: ModelConfig, mesh: Mesh | AbstractMesh, batch_size: int | None = None, seq_len: int | None = None
 ) -> None:
-    """Refuses, with one line, a mesh that does not divide the heads, the MLP, the vocabulary, the batch or the sequence.
+    """Refuses, in one line, a mesh that does not divide the heads, the MLP, the vocabulary, the batch or the sequence.
 
     Args:
       batch_size: rows of one forward pass over the whole mesh (the global batch divided by accumulation steps).
@@ -206,6 +206,16 @@ def check_mesh(
             f"mesh data*fsdp={rows} does not divide the batch of {batch_size} rows: "
             f"make it a multiple of {rows}, or the mesh smaller"
         )
+
+
+def reduced(gradient: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """A weight's gradient, summed over the data axes so that each device gets its own part: a reduce-scatter.
+
+    Said in two steps, whole and then in parts, because a compiler that is told only the parts may cut the product that
+    makes the gradient into thin ones. Dims that the mesh does not divide stay whole.
+    """
+    whole = constrain_evenly(gradient, [None if name == "embed" else name for name in axes])
+    return constrain_evenly(whole, axes)
 
 
 def constrain_evenly(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:

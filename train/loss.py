@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from models.rows import RowContext
-from models.sharding import constrain_evenly
+from models.sharding import reduced
 from models.transformer import CausalLM
 
 Batch = Mapping[str, Array]
@@ -110,7 +110,7 @@ def _backward(chunks: int, softcap: float | None, residuals: tuple, gradients: t
         hidden_grad_BTD = jnp.einsum("btc,dc->btd", grad_BTC, kernel_DC.astype(hidden_BTD.dtype), **float32)
         kernel_grad_DC = jnp.einsum("btd,btc->dc", hidden_BTD, grad_BTC, **float32)
         # Each device keeps its part of the sum, so that no chunk of the matrix's gradient is ever whole.
-        return hidden_grad_BTD, constrain_evenly(kernel_grad_DC.astype(kernel_DV.dtype), ("embed", "vocab"))
+        return hidden_grad_BTD, reduced(kernel_grad_DC.astype(kernel_DV.dtype), ("embed", "vocab"))
 
     if chunks == 1:
         hidden_grad_BTD, kernel_grad_DV = products(of_logits(logits_BTV, 0), kernel_DV)
