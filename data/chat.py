@@ -20,6 +20,7 @@ from typing import Any
 
 VERSION = 1
 
+CHAT_KEYS = ("messages", "chosen", "rejected")  # where meta holds them
 ROLES = ("system", "user", "assistant", "tool")
 SPOKEN_AS = {  # names that the formats have for the same four
     "human": "user",

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from data.chat import ChatError, Render, Rendered, render
+from data.chat import CHAT_KEYS, ChatError, Render, Rendered, render
 from data.chat_tokens import ChatEncoder, chat_encoder, text_hash
 from data.clean.step import Recipe, clean_document
 from data.document import Document, Drop, Dropped
@@ -32,7 +32,6 @@ from data.stage import Counts, map_documents
 from data.tables import read_documents
 
 VERSION = 1
-CHAT_KEYS = ("messages", "chosen", "rejected")
 
 
 class ChatTokenizer(Protocol):

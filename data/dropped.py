@@ -8,15 +8,17 @@ Only here is anything replaced: the stages' own folders hold the documents as th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from data.chat import CHAT_KEYS
 from data.clean.pii import redact
 from data.document import Dropped
 from data.engine import Engine
 from data.tables import count_rows, read_dropped, write_dropped
 
-VERSION = 1
+VERSION = 2
 CODE_MODULES = ("data.dropped", "data.clean.pii", "data.clean.pii_numbers", "data.clean.pii_text")
 
 
@@ -40,4 +42,6 @@ def _redact_shard(task: tuple[Path, str], *, output: Path) -> int:
 
 def _redacted(path: Path) -> Iterator[Dropped]:
     for row in read_dropped(path):
-        yield Dropped(row.document.with_text(redact(row.document.text)), row.step, row.drop)
+        meta = {key: value for key, value in row.document.meta.items() if key not in CHAT_KEYS}  # the text holds them
+        document = replace(row.document, text=redact(row.document.text), meta=meta)
+        yield Dropped(document, row.step, row.drop)
