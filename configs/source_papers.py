@@ -11,6 +11,7 @@ from dataclasses import replace
 from configs import quickstart
 from data.clean.recipes import prose
 from data.clean.stage import cleaning
+from data.heldout import HeldOut
 from data.sources.arxiv import ArxivSource
 from data.sources.jats import JatsSource
 from data.sources.oai import OaiSource
@@ -30,7 +31,8 @@ def get_config() -> Config:
         JatsSource(name="pmc", paths=(f"{INPUTS}/jats/*.nxml",)),
         PubmedSource(name="pubmed", paths=(f"{INPUTS}/jats/pubmed*.xml",)),
     )
-    stages = (*cleaning(default=prose()), *base.data.stages[-4:])
+    heldout = HeldOut(fraction=0.2, seed=2)  # one article and one abstract
+    stages = (*cleaning(default=prose()), *base.data.stages[-4:-2], heldout, base.data.stages[-1])
     return replace(
         base,
         name="source_papers",

@@ -13,6 +13,7 @@ from dataclasses import replace
 from configs import quickstart
 from data.clean.recipes import prose
 from data.clean.stage import cleaning
+from data.heldout import HeldOut
 from data.sources.crawl_config import CrawlConfig
 from data.sources.html_files import HtmlFolder
 from data.sources.url_block import UrlBlockList
@@ -41,7 +42,8 @@ def get_config() -> Config:
         WarcSource(name="warc", paths=(f"{INPUTS}/warc",), block=block),
         HtmlFolder(name="html", paths=(f"{INPUTS}/html",)),
     )
-    stages = (*cleaning(default=prose()), *base.data.stages[-4:])
+    heldout = HeldOut(fraction=0.1)  # a host is on one side, a saved page is a group of its own
+    stages = (*cleaning(default=prose()), *base.data.stages[-4:-2], heldout, base.data.stages[-1])
     return replace(
         base,
         name="source_web",

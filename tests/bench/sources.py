@@ -44,7 +44,8 @@ def source_of(name: str, path: str) -> Any:
         "twitter": "twitter.TwitterSource", "mbox": "forums.MboxSource", "pubmed": "pubmed.PubmedSource",
         "oai": "oai.OaiSource", "jats": "jats.JatsSource", "arxiv": "arxiv.ArxivSource", "epub": "epub.EpubSource",
         "gutenberg": "gutenberg.GutenbergSource", "notebook": "notebooks.NotebookFolder",
-        "discourse": "forums.DiscourseSource", "forum_pages": "forum_pages.ForumPageSource", "wat": "warc.WarcSource", "html": "html_files.HtmlFolder",
+        "discourse": "forums.DiscourseSource", "forum_pages": "forum_pages.ForumPageSource",
+        "wat": "warc.WarcSource", "html": "html_files.HtmlFolder",
         "git": "git_repository.GitSource", "tfds": "array_records.TfdsSource",
     }  # fmt: skip
     module, _, kind = kinds[name].partition(".")
