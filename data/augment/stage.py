@@ -222,15 +222,16 @@ def _write_shard(task: tuple[Path, int], *, scratch: Path, output: Path) -> Coun
     attempts = _attempts(scratch, index)
     for name in ("kept", "dropped"):
         (output / name).mkdir(parents=True, exist_ok=True)
-    read = created = 0
+    read = 0
     with (
         open_documents(output / "kept" / shard_name(index)) as kept,
         open_dropped(output / "dropped" / shard_name(index)) as dropped,
     ):
         following = next(attempts, None)
-        parent = None
+        parent: str | None = None
         for document in (*read_documents(path), None):
-            of_parent = document is not None and document.meta.get(LINEAGE, {}).get("parent") == parent
+            lineage = {} if document is None else document.meta.get(LINEAGE, {})
+            of_parent = lineage.get("parent", "") == parent
             while following is not None and not of_parent and following.document.meta[LINEAGE]["parent"] == parent:
                 row = following.document
                 reason = following.drop
@@ -240,13 +241,15 @@ def _write_shard(task: tuple[Path, int], *, scratch: Path, output: Path) -> Coun
                     kept.write(row)
                 else:
                     dropped.write(Dropped(row, STEP, reason))
-                created += 1
                 following = next(attempts, None)
             if document is not None:
                 kept.write(document)
                 read += 1
                 if not of_parent:
                     parent = document.id
+        if following is not None:
+            raise ValueError(f"{path}: {following.document.id} has no parent here; remove the dataset and build again")
+    created = kept.count + dropped.count - read
     counts = Counts(read=read, created=created, kept=kept.count, dropped=dropped.count)
     mark_done(output, index, counts)
     return counts
