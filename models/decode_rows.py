@@ -18,6 +18,7 @@ from flax import nnx
 from models.attention import ambient_platform
 from models.cache import KVCache, init_cache
 from models.layers import Linear
+from models.quantize import Quantized
 from models.rows import RowContext
 from models.sampling import SamplingConfig, sample
 from models.transformer import CausalLM, unstacked
@@ -39,8 +40,13 @@ class Decoder:
         self.config, self.hidden_dim = model.config, model.hidden_dim
         self.graph, state = nnx.split(flat)
         dtype = model.config.dtype
-        # matrices are used in the compute dtype only; norms and biases keep theirs
-        self.state = jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, state)
+
+        def used(leaf: nnx.Variable) -> nnx.Variable:
+            # matrices are used in the compute dtype only; norms and biases keep theirs, and quantised ones are bytes
+            values = leaf.get_value()
+            return leaf.replace(values.astype(dtype)) if values.ndim > 1 and not isinstance(leaf, Quantized) else leaf
+
+        self.state = jax.tree.map(used, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
         """A cache for this model."""

@@ -7,9 +7,11 @@ import pytest
 from flax import nnx
 
 from models.config import Attention, Embedding, Execution, ModelConfig
+from models.decode import DecodeConfig, Decoder, generate
 from models.lora import LoRA, add_lora, merge_lora, trainable_paths, without_lora
 from models.quantize import NF4, quantize_model, round_trip
 from models.rows import RowContext, row_keys
+from models.scoring import Scorer
 from models.transformer import CausalLM, unstacked
 from models.tuning import dotted_paths
 
@@ -186,5 +188,19 @@ def test_what_does_not_fit_is_refused_in_one_line(base):
         add(tie_embedding=True)
     with refused("freeze: 'mpl' matches nothing", "layers.mlp"):
         trainable_paths(["layers.mlp.up.kernel"], freeze=("mpl",))
-    with refused("block=64 does not divide", "layers.attention.k", "32"):
+    with refused("block=64 does not divide the input side of layers"):
         quantize_model(base, NF4())
+
+
+def test_generating_and_scoring_use_adapters_and_quantised_weights_as_training_does(base):
+    asked = LoRA(targets=("q", "down", "embedding", "lm_head"))
+    model = moved(add_lora(quantize_model(base, NF4(block=16)), asked, rngs=nnx.Rngs(1)), size=0.3)
+    merged = merge_lora(model)
+    prompts, settings = [[1, 5, 7], [1, 9]], DecodeConfig(max_new_tokens=8)
+    ours = [drawn.ids for drawn in generate(Decoder(model), prompts, settings)]
+    assert ours == [drawn.ids for drawn in generate(Decoder(merged), prompts, settings)]
+    plain = [drawn.ids for drawn in generate(Decoder(without_lora(model)), prompts, settings)]
+    mixed = [drawn.ids for drawn in generate(Decoder(model), prompts, settings, adapters=[-1, 0])]
+    assert plain != ours and mixed == [plain[0], ours[1]]
+    texts = [[1, 4, 9, 16, 25, 36], [1, 2, 3, 5, 8, 13, 21]]
+    np.testing.assert_allclose(Scorer(model).score_ids(texts)[0], Scorer(merged).score_ids(texts)[0], rtol=1e-5)
