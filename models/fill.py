@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ WIDTH = 64  # tokens; long windows are padded to a multiple
 MASK_BUCKET = 8  # masks of a window are padded to a multiple, so that few shapes are compiled
 
 
+@runtime_checkable
 class Masked(Protocol):
     """A text, the words to replace as (start, end) in characters, and a seed."""
 

@@ -2,7 +2,8 @@
 
 Maini et al. 2024 (arXiv 2401.16380, appendix A): the same content told simply, like an encyclopaedia, or as questions
 and answers; the wording of the prompts here is our own. Long documents go in parts of whole paragraphs; lists, tables
-and code stay as they are. The model is a `Generator`, such as `models.specs.CheckpointGenerator(chat=True)`.
+and code stay as they are. The model is a `Generator`, such as `models.specs.CheckpointGenerator(chat=True)`. Greedy
+decoding (its default) makes a copy a function of its text; a generator that samples numbers the prompts of a chunk.
 """
 
 from __future__ import annotations

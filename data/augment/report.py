@@ -52,13 +52,15 @@ class Technique:
         """Copies kept and rejected."""
         return self.kept + sum(self.reasons.values())
 
-    def add(self, parent: Document, copy: Document) -> None:
-        """A copy that was kept."""
+    def add(self, parent: Document | None, copy: Document) -> None:
+        """A copy that was kept. parent: None where a later stage dropped it."""
         self.kept += 1
         self.tokens += tokens_of(copy.text)
         self.sources[copy.source] += 1
         self.similarity.append(copy.scores["similarity"])
         self.length_ratio.append(copy.scores["length_ratio"])
+        if parent is None:
+            return
         item = (-xxhash.xxh3_64_intdigest(copy.id.encode()), copy.id, parent.text, copy.text)
         if len(self.pairs) < SAMPLE:
             heapq.heappush(self.pairs, item)
@@ -89,10 +91,10 @@ def gather(dataset: Path) -> dict[str, Technique]:
             lineage = document.meta.get(LINEAGE)
             if lineage is None:
                 parent = document
-            elif parent is not None and lineage["parent"] == parent.id:
+            else:
                 technique = found[lineage["technique"]]
                 technique.models.add(str(lineage["model"]))
-                technique.add(parent, document)
+                technique.add(parent if parent is not None and parent.id == lineage["parent"] else None, document)
     for path in sorted((dataset / "dropped").glob("*.parquet")):
         for row in read_dropped(path):
             lineage = row.document.meta.get(LINEAGE)
