@@ -1,4 +1,4 @@
-"""Crawl web sites into WARC files: `python -m data.crawl --config configs/crawl_docs.py [field=value ...]`.
+"""Crawl web sites into WARC files: `python -m data.crawl --config configs/source_web.py [field=value ...]`.
 
 The config file has a function `get_crawl()` that returns a CrawlConfig. Ctrl-C or a kill, and the same command goes on
 where it stopped. The WARC files in FOLDER/warc are then read with `WarcSource`.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ def run(config: CrawlConfig) -> dict[str, int]:
 
     crawl = Crawl(config)
     process = CrawlerProcess(settings_of(crawl))
+    for name in ("scrapy", "twisted"):  # their own settings do not hold where another library has set up logging
+        logging.getLogger(name).setLevel(logging.ERROR)
     process.crawl(CrawlSpider)
     stop = _show_progress(crawl)
     try:
@@ -82,7 +85,7 @@ def _show_progress(crawl: Any) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m data.crawl", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", required=True, help="a config file with get_crawl(), configs/crawl_docs.py for one")
+    parser.add_argument("--config", required=True, help="a config file with get_crawl(), configs/source_web.py for one")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to the config")
     options = parser.parse_intermixed_args(arguments)
     try:
