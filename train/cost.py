@@ -16,6 +16,8 @@ from models.config import Block
 from train.chips import Topology
 from train.collectives import Collective
 from train.config import Config
+from train.parameters import logical_size, named_leaves
+from train.state import whole_params
 
 FLASH_BACKWARD = 2.5  # attention's backward products over its forward ones (Dao 2023, arXiv:2307.08691, section 4.1)
 
@@ -80,7 +82,8 @@ def step_flop(config: Config, state: Any, sizes: Mapping[str, int]) -> float:
     model, devices = config.model, math.prod(sizes.values())
     tokens = config.loader.global_batch_size * config.loader.seq_len
     table = model.vocab_size * model.embed_dim
-    matrices = [leaf.size for leaf in leaves(model_params(state)) if leaf.ndim > 2]  # stacked: [L, I, O]
+    whole = named_leaves(whole_params(state.params, state.frozen))
+    matrices = [logical_size(path, leaf) for path, leaf in whole if leaf.ndim > 2]  # stacked: [L, I, O]
     trained = [leaf.size for leaf in leaves(state.params) if leaf.ndim > 2]
     chunked = config.train.vocab_chunk is not None and config.train.vocab_chunk < model.vocab_size
     layers = 2 * tokens * (sum(matrices) * (remat_passes(config) + 1) + sum(trained))
@@ -128,7 +131,8 @@ def ideal_traffic(config: Config, state: Any, sizes: Mapping[str, int], domain: 
     repeats = 1 if model.execution.remat == "none" else 2
     for leaf in leaves(model_params(state)):
         if "fsdp" in axes_of(leaf):
-            whole = leaf.size * item / (tensor if "tensor" in axes_of(leaf) else 1)
+            kept = min(item, leaf.dtype.itemsize)  # what is stored in less is gathered as it is stored
+            whole = leaf.size * kept / (tensor if "tensor" in axes_of(leaf) else 1)
             need("all-gather", micro * (repeats if leaf.ndim > 2 else 1), whole, fsdp)
     for leaf in leaves(state.params):
         split = axes_of(leaf)

@@ -1,6 +1,7 @@
 """What a run leaves for people: config.json, the start card, the summary, report.html."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -173,14 +174,15 @@ def _funnel(dataset: Path) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the code, with "+changes" where files differ from it; None outside a repository."""
+    """The commit of the code, with "+changes" where files differ from it. Where the launcher copied the code without its
+    repository, SLUICE_COMMIT says it; None where nothing does."""
     here = Path(__file__).resolve().parent
     try:
         ask = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 20}
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **ask).stdout.strip()  # type: ignore[call-overload]
         changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **ask).stdout.strip()  # type: ignore[call-overload]
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("SLUICE_COMMIT")
     return commit + ("+changes" if changed else "")
 
 

@@ -3,7 +3,7 @@
     python -m tests.bench.scale [--only comm|restart|save|processes]
 
 `comm` needs the compilers of launch/requirements-{tpu,cuda}.txt in environments that SLUICE_TPU_PYTHON and
-SLUICE_CUDA_PYTHON name; no accelerator. Compilers write a layer once in a loop, so four layers show what forty do.
+SLUICE_CUDA_PYTHON name; no accelerator. The TPU compiler takes some minutes a mesh.
 """
 
 import argparse
@@ -17,36 +17,35 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LAYERS = "model.num_layers=4"
 MESHES = {  # name: (interpreter's variable, config, topology, overrides)
-    "v5e fsdp=16": ("SLUICE_TPU_PYTHON", "pretrain_1b", "v5e:4x4", [LAYERS]),
-    "v6e fsdp=4 tensor=4": (
+    "v5e fsdp=16": ("SLUICE_TPU_PYTHON", "pretrain_1b", "v5e:4x4", []),
+    "v6e fsdp=8 tensor=2": (
         "SLUICE_TPU_PYTHON", "pretrain_1b", "v6e:4x4",
-        [LAYERS, "mesh.fsdp=4", "mesh.tensor=4", "loader.global_batch_size=32"],
+        ["mesh.fsdp=8", "mesh.tensor=2", "loader.global_batch_size=64"],
     ),
-    "v6e two slices, data=2 fsdp=16": ("SLUICE_TPU_PYTHON", "pretrain_1b", "2*v6e:4x4", [LAYERS]),
-    "h100 fsdp=8": (
-        "SLUICE_CUDA_PYTHON", "pretrain_8b", "h100:8", [LAYERS, "mesh.fsdp=8", "loader.global_batch_size=32"]),
+    "v6e two slices, data=2 fsdp=16": ("SLUICE_TPU_PYTHON", "pretrain_1b", "2*v6e:4x4", []),
+    "h100 fsdp=8": ("SLUICE_CUDA_PYTHON", "pretrain_8b", "h100:8", ["mesh.fsdp=8", "loader.global_batch_size=32"]),
     "h100 fsdp=4 tensor=2": (
         "SLUICE_CUDA_PYTHON", "pretrain_8b", "h100:8",
-        [LAYERS, "mesh.fsdp=4", "mesh.tensor=2", "loader.global_batch_size=16"],
+        ["mesh.fsdp=4", "mesh.tensor=2", "loader.global_batch_size=16"],
     ),
 }  # fmt: skip
-GATHER, REDUCE = "gather of parameters", "reduction of gradients"
 
 
-def purposes(found: list, domain: int, sizes: dict[str, int]) -> dict[str, float]:
-    """Bytes sent for each purpose: an all-gather or a reduction, by the axis whose devices take part.
+def purposes(found: list, sizes: dict[str, int]) -> dict[str, float]:
+    """Bytes sent by purpose: gathers and reductions, by the mesh axis whose devices take part.
 
-    An axis is known by the size of its groups, so the meshes measured have axes of different sizes; reductions over
-    several axes at once (norms' gradients, the loss) are small and left out where no axis has their size.
+    An axis is known by the size of its groups, so the meshes have axes of different sizes. An exchange of activations'
+    gradients in place of a table's (all-to-all) counts as the reduction that it saves.
     """
     sums: dict[str, float] = {}
     for one in found:
-        kind = "gather" if one.kind == "all-gather" else "reduce" if "reduce" in one.kind else one.kind
-        axis = "network" if one.network else next((name for name, size in sizes.items() if size == one.group), "")
-        if axis:
-            sums[f"{kind} {axis}"] = sums.get(f"{kind} {axis}", 0.0) + one.sent
+        axis = (
+            "network" if one.network else next((name for name, size in sizes.items() if size == one.group), "several")
+        )
+        kind = "gather" if one.kind == "all-gather" else "reduce"
+        name = f"{kind} {axis}" if one.kind != "collective-permute" else one.kind
+        sums[name] = sums.get(name, 0.0) + one.sent
     return sums
 
 
@@ -69,8 +68,8 @@ def compiled_traffic(config_name: str, machine: str, overrides: list[str]) -> di
     sizes = {name: mesh.shape[name] for name in MESH_AXES if mesh.shape[name] > 1}
     compiled, _ = compile_step(config, mesh)
     state = describe_run(config, mesh).state
-    found = purposes(collectives(compiled.as_text(), topology.domain), topology.domain, sizes)
-    ideal = purposes(ideal_traffic(config, state, dict(mesh.shape), topology.domain), topology.domain, sizes)
+    found = purposes(collectives(compiled.as_text(), topology.domain), sizes)
+    ideal = purposes(ideal_traffic(config, state, dict(mesh.shape), topology.domain), sizes)
     return {name: [found.get(name, 0.0), ideal.get(name, 0.0)] for name in sorted(found | ideal)}
 
 
