@@ -45,6 +45,7 @@ def run(config: CrawlConfig) -> dict[str, int]:
     process = CrawlerProcess(settings_of(crawl))
     for name in ("scrapy", "twisted"):  # their own settings do not hold where another library has set up logging
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("scrapy.downloadermiddlewares.robotstxt").setLevel(logging.CRITICAL)  # counted
     process.crawl(CrawlSpider)
     stop = _show_progress(crawl)
     try:
