@@ -174,8 +174,10 @@ def _funnel(dataset: Path) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the code, with "+changes" where files differ from it. Where the launcher copied the code without its
-    repository, SLUICE_COMMIT says it; None where nothing does."""
+    """The commit of the code, with "+changes" where files differ from it; None where nothing tells.
+
+    Code that a launcher copied has no repository around it: there SLUICE_COMMIT says what it was.
+    """
     here = Path(__file__).resolve().parent
     try:
         ask = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 20}

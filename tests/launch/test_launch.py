@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from launch import main as launch_main
+from launch import tpu_vm
 from launch.gke import yaml_lines
 from launch.job import Job, worker_script
 from launch.machines import CHIPS, Machine, parse_machine
 from launch.pack import code_files, pack
-from launch.steps import File, execute, script
+from launch.steps import Command, File, execute, script
 from launch.sweep import job_label, read_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +88,12 @@ elif name == "gcloud" and "ssh" in argv:
         subprocess.Popen(["bash", "-c", command], cwd=folder, stdout=subprocess.DEVNULL, env=variables)
         sys.exit(255)
     sys.exit(subprocess.run(["bash", "-c", command], cwd=folder, env=os.environ | {{"W": worker}}).returncode)
+elif name == "gcloud" and "describe" in argv:
+    states = (home / "states").read_text().split()
+    print(states[0])
+    (home / "states").write_text(" ".join(states[1:]))
+elif name == "gcloud" and "cat" in argv and not (home / "states").read_text().strip():
+    print("0\\n3")
 elif name == "python3" and argv[:2] == ["-m", "venv"]:
     folder = pathlib.Path(argv[2]) / "bin"
     folder.mkdir(parents=True)
@@ -243,6 +250,18 @@ def test_a_queued_resource_is_asked_for_with_a_startup_script_that_resumes(stand
     assert "worker.sh run" in (files / "startup.sh").read_text()
 
 
+def test_machines_that_were_taken_away_are_asked_for_again_until_every_worker_has_ended(stand_ins: Path):
+    (stand_ins / "states").write_text("WAITING_FOR_RESOURCES ACTIVE SUSPENDED ACTIVE")
+    arguments = launch_main.parse_arguments(
+        ["queued-resource", "--bucket", "gs://b/x", "--zone", "z", "--machine", "v5e:2x4", "--slices", "2", *COMMON]
+    )
+    job = launch_main.make_job(arguments)
+    create = Command(("gcloud", "compute", "tpus", "queued-resources", "create", job.name))
+    assert tpu_vm.watch(job, arguments, create, seconds=0.0) == 3  # the largest exit code of its two workers
+    called = [call[4] for call in calls(stand_ins, "gcloud", "compute", "tpus", "queued-resources")]
+    assert called == ["describe", "describe", "describe", "delete", "create", "describe"]
+
+
 def test_a_sweep_becomes_jobs_that_keep_their_names_and_are_not_run_twice(
     stand_ins: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -337,8 +356,6 @@ def test_every_compiler_flag_of_the_presets_is_one_that_the_compiler_knows(kind:
 
 
 def test_steps_stop_at_the_first_failure_and_name_a_missing_command(tmp_path: Path):
-    from launch.steps import Command
-
     steps = [File(tmp_path / "a b" / "f", "text\nEND\n"), Command(("false",)), File(tmp_path / "never", "")]
     assert execute(steps) == 1 and not (tmp_path / "never").exists()
     (tmp_path / "a b" / "f").unlink()
