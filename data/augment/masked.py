@@ -6,6 +6,7 @@ The model is a `Filler`, built from a spec of the config (`models.fill.MaskedFil
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -15,6 +16,7 @@ from data.augment.technique import WORD, Request, chance, other_language
 from data.document import Drop
 
 VERSION = 1
+_ENDS = re.compile(r"[.,;:!?)\"”’]*(?:\s|\Z)")
 LEAST_LETTERS = 3  # of a word that may be masked: shorter ones are mostly grammar
 
 
@@ -110,10 +112,8 @@ class MaskedRewriter:
 
 def _apart(text: str, start: int, end: int) -> bool:
     """Whether a word stands between spaces or ordinary marks: no part of an address, a compound or code."""
-    before, after = text[start - 1 : start], text[end : end + 1]
-    return (not before or before.isspace() or before in "(\"“'‘") and (
-        not after or after.isspace() or after in '.,;:!?)"”’'
-    )
+    before = text[start - 1 : start]
+    return (not before or before.isspace() or before in "(\"“'‘") and _ENDS.match(text, end) is not None
 
 
 def _filled(masked: Masked, replacements: Sequence[str | None]) -> str | Drop:
