@@ -42,7 +42,6 @@ from train.state import abstract_state, create_state, describe_model, new_state,
 from train.step import TrainConfig, make_train_step
 
 SEQ_LEN = 1024
-STEP_LEN = 512  # tokens a row where steps are compared
 LORA = LoRA(targets=("q", "v"), rank=8, alpha=32.0, dropout=0.05)
 RATE = 2e-4
 Batch = dict[str, np.ndarray]
@@ -238,10 +237,10 @@ def main() -> None:
         ours, facts = our_step(None)
         theirs = their_step(Path(temporary) / "base") if {"lora", "packed"} & set(wanted) else None
         results["missing"] = [] if theirs or wanted == ["qlora"] else ["peft"]
-        same = [full_rows(chats, rows, STEP_LEN)]
+        same = [full_rows(chats, rows, SEQ_LEN)]
         if "lora" in wanted:
             times = interleaved({"ours": (ours, same), "peft": (theirs, same)}, rounds)
-            show(f"step, {rows} x {STEP_LEN}", times)
+            show(f"step, {rows} x {SEQ_LEN}", times)
             if theirs:
                 results["lora_over_peft"] = statistics.median(p / o for p, o in zip(times["peft"], times["ours"]))
         if "packed" in wanted:
@@ -251,7 +250,7 @@ def main() -> None:
         if "qlora" in wanted:
             small, facts = our_step(NF4())
             times = interleaved({"lora": (ours, same), "qlora": (small, same)}, rounds)
-            show(f"step, {rows} x {STEP_LEN}", times)
+            show(f"step, {rows} x {SEQ_LEN}", times)
             results["qlora_over_lora_time"] = statistics.median(q / o for q, o in zip(times["qlora"], times["lora"]))
             results["nf4_bits_per_param"] = facts["bits"]
             print(f"{facts['quantised']:,} weights in NF4 at {facts['bits']:.4f} bits each")

@@ -25,6 +25,7 @@ from tests.models.checkpoint_cases import byte_tokenizer, tiny_config, tiny_mode
 from tests.train.tiny import losses, run_config, train_config
 from train.export import open_tuned, run
 from train.loop import train
+from train.metrics import read_metrics
 from train.optimizer import AdamW
 
 TEMPLATE = (
@@ -71,6 +72,8 @@ def tuned_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_loss_on_answers_falls(tuned_run: Path) -> None:
     values = list(losses(tuned_run).values())
     assert values[-1] < values[0]
+    heldout = [line["heldout/loss/chats"] for line in read_metrics(tuned_run) if "heldout/loss/chats" in line]
+    assert heldout[-1] < heldout[0] < values[0]  # after 6 and 12 steps, of the answers alone
 
 
 def test_a_merge_is_certified_against_both_bases(tuned_run: Path, tmp_path: Path) -> None:
