@@ -10,6 +10,7 @@ import argparse
 import importlib
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,11 @@ def load_crawl(path: str) -> CrawlConfig:
 def run(config: CrawlConfig) -> dict[str, int]:
     """Crawl until nothing is left or a limit is reached; counts of the whole crawl so far."""
     from scrapy.crawler import CrawlerProcess
+    from scrapy.exceptions import ScrapyDeprecationWarning
 
     from data.sources.crawl_spider import Crawl, CrawlSpider, settings_of
 
+    warnings.filterwarnings("ignore", category=ScrapyDeprecationWarning)  # settings that older versions need
     crawl = Crawl(config)
     process = CrawlerProcess(settings_of(crawl))
     for name in ("scrapy", "twisted"):  # their own settings do not hold where another library has set up logging

@@ -16,6 +16,7 @@ from scrapy.core.scheduler import BaseScheduler
 from scrapy.exceptions import IgnoreRequest, StopDownload
 from scrapy.http import Request, Response
 from scrapy.resolver import CachingThreadedResolver
+from scrapy.settings import default_settings
 
 from data.sources.crawl_archive import ArchiveWriter
 from data.sources.crawl_config import CrawlConfig
@@ -267,14 +268,14 @@ def reason_of(error: BaseException) -> tuple[str, bool]:
 def settings_of(crawl: Crawl) -> dict[str, Any]:
     """Scrapy's settings for a crawl; everything not named here is Scrapy's default."""
     config = crawl.config
+    resolver = "TWISTED_DNS_RESOLVER" if hasattr(default_settings, "TWISTED_DNS_RESOLVER") else "DNS_RESOLVER"  # by age
     return {
         "CRAWL": crawl,
         "USER_AGENT": config.user_agent,
         "ROBOTSTXT_OBEY": True,
         "ROBOTSTXT_USER_AGENT": config.user_agent.split("/")[0].split(" ")[0],
         "SCHEDULER": FrontierScheduler,
-        "DNS_RESOLVER": GuardedResolver,
-        "TWISTED_DNS_RESOLVER": GuardedResolver,
+        resolver: GuardedResolver,
         "DOWNLOADER_MIDDLEWARES": {
             AddressGuard: 50,
             "scrapy.downloadermiddlewares.redirect.RedirectMiddleware": None,

@@ -287,6 +287,24 @@ def test_urls_have_one_form_and_traps_are_seen() -> None:
     )
 
 
+def test_a_name_that_resolves_to_a_private_address_is_refused() -> None:
+    from scrapy.exceptions import IgnoreRequest
+
+    from data.sources.crawl_spider import GuardedResolver
+
+    resolver = GuardedResolver.__new__(GuardedResolver)
+    resolver.scope = Scope(
+        CrawlConfig(
+            folder="x", seeds=("https://a.example/",), user_agent="b (m@u.edu)", allow_hosts=("lab.example:8000",)
+        )
+    )
+    assert resolver._check("93.184.216.34", "a.example") == "93.184.216.34"
+    assert resolver._check("10.0.0.1", "lab.example") == "10.0.0.1"  # named in the config
+    for address in ("127.0.0.1", "169.254.169.254", "::ffff:10.0.0.1"):
+        with pytest.raises(IgnoreRequest, match="private_address"):
+            resolver._check(address, "a.example")
+
+
 def test_links_feeds_and_sitemaps() -> None:
     page = b"""<html><head><base href="https://b.example/d/">
     <link rel="alternate" type="application/rss+xml" href="/feed">
