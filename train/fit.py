@@ -18,6 +18,7 @@ from train.memory import memory_by_kind
 
 USABLE = 0.92  # of a device's memory: the runtime keeps some, and the estimate of it is within 15 %
 REMATS = ("none", "dots", "full")
+MOST_CONTEXT = 16  # devices that one row is split over
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,17 +50,18 @@ def auto_fit(config: Config, state: Any, topology: Topology) -> list[Choice]:
       ValueError: none fits.
     """
     fits, least = [], math.inf
-    for candidate in candidates(config, topology):
-        sizes = dict(zip(MESH_AXES, dataclasses.astuple(candidate.mesh)))
-        memory = sum(memory_by_kind(candidate, state, sizes).values())
-        least = min(least, memory)
-        if memory > USABLE * topology.memory:
-            continue
-        times = seconds(
-            work(candidate, state, sizes, ideal_traffic(candidate, state, sizes, topology.domain)), topology
-        )
-        # Real steps lie between all and nothing overlapping; the middle ranks them.
-        fits.append(Choice(config=candidate, seconds=(max(times.values()) + sum(times.values())) / 2, memory=memory))
+    for context in divisors(math.gcd(MOST_CONTEXT, config.loader.seq_len)):
+        for candidate in candidates(config, topology, context):
+            sizes = dict(zip(MESH_AXES, dataclasses.astuple(candidate.mesh)))
+            memory = sum(memory_by_kind(candidate, state, sizes).values())
+            least = min(least, memory)
+            if memory <= USABLE * topology.memory:
+                traffic = ideal_traffic(candidate, state, sizes, topology.domain)
+                times = seconds(work(candidate, state, sizes, traffic), topology).values()
+                # Real steps lie between all and nothing overlapping; the middle ranks them.
+                fits.append(Choice(config=candidate, seconds=(max(times) + sum(times)) / 2, memory=memory))
+        if fits:  # rows are split over more devices only where whole ones do not fit
+            break
     if not fits:
         raise ValueError(
             f"--auto-fit {topology.name}: no mesh, micro-batch and rematerialisation of this config fits a device of "
@@ -69,27 +71,22 @@ def auto_fit(config: Config, state: Any, topology: Topology) -> list[Choice]:
     return sorted(fits, key=lambda choice: (choice.seconds, choice.memory))
 
 
-def candidates(config: Config, topology: Topology) -> Iterator[Config]:
+def candidates(config: Config, topology: Topology, context: int) -> Iterator[Config]:
     """The config on every mesh that divides it, with every micro-batch and kind of rematerialisation."""
     model, rows = config.model, config.loader.global_batch_size
     for tensor in divisors(math.gcd(model.num_kv_heads, math.gcd(model.mlp_dim, model.vocab_size))):
-        for context in divisors(math.gcd(16, config.loader.seq_len)):
-            if topology.domain % (tensor * context):
+        if topology.domain % (tensor * context):
+            continue
+        for fsdp in divisors(topology.domain // (tensor * context)):
+            data = topology.devices // (tensor * context * fsdp)
+            if model.embed_dim % fsdp or rows % (data * fsdp) or data % topology.slices:
                 continue
-            for fsdp in divisors(topology.domain // (tensor * context)):
-                data = topology.devices // (tensor * context * fsdp)
-                if model.embed_dim % fsdp or rows % (data * fsdp) or data % topology.slices:
-                    continue
-                mesh = MeshConfig(data=data, fsdp=fsdp, context=context, tensor=tensor)
-                for micro in divisors(rows // (data * fsdp)):
-                    for remat in REMATS:
-                        execution = dataclasses.replace(model.execution, remat=remat)
-                        yield dataclasses.replace(
-                            config,
-                            mesh=mesh,
-                            model=dataclasses.replace(model, execution=execution),
-                            train=dataclasses.replace(config.train, grad_accum_steps=rows // (data * fsdp * micro)),
-                        )
+            mesh = MeshConfig(data=data, fsdp=fsdp, context=context, tensor=tensor)
+            for micro in divisors(rows // (data * fsdp)):
+                options = dataclasses.replace(config.train, grad_accum_steps=rows // (data * fsdp * micro))
+                for remat in REMATS:
+                    part = dataclasses.replace(model, execution=dataclasses.replace(model.execution, remat=remat))
+                    yield dataclasses.replace(config, mesh=mesh, model=part, train=options)
 
 
 def divisors(number: int) -> list[int]:
