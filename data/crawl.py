@@ -44,10 +44,9 @@ def run(config: CrawlConfig) -> dict[str, int]:
     from data.sources.crawl_spider import Crawl, CrawlSpider, settings_of
 
     warnings.filterwarnings("ignore", category=ScrapyDeprecationWarning)  # settings that older versions need
+    logging.disable(logging.WARNING)  # Scrapy sets up its own log, and says much
     crawl = Crawl(config)
     process = CrawlerProcess(settings_of(crawl))
-    for name in ("scrapy", "twisted"):  # their own settings do not hold where another library has set up logging
-        logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("scrapy.downloadermiddlewares.robotstxt").setLevel(logging.CRITICAL)  # counted
     process.crawl(CrawlSpider)
     stop = _show_progress(crawl)
