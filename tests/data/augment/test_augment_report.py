@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from data.augment.reorder import Reorder
@@ -10,7 +12,7 @@ from data.augment.stage import Augment
 from data.build import build_dataset
 from data.document import Document
 from data.heldout import HeldOut
-from tests.data.augment.cases import Stories, make_config
+from tests.data.augment.cases import make_config
 
 
 def test_the_report_of_a_build_tells_of_every_technique(tmp_path):
@@ -22,16 +24,16 @@ def test_the_report_of_a_build_tells_of_every_technique(tmp_path):
         assert f"{one.kept:,} of {one.tried:,} copies kept" in page and name in page
         assert sum(one.reasons.values()) + one.kept == one.tried > 10
     assert "empty_text" in page and "<mark>" in page and page.count("<details open>") == 20
-    assert "http" not in page.replace("http://www.w3.org", "").replace("https://", "http"), "nothing from outside"
+    assert not re.findall(r'(?:src|href)="(?!#|data:)|<script', page), "nothing from outside"
     assert write_report(dataset).read_text(encoding="utf-8") == page
 
 
 def test_a_dataset_without_copies_is_one_line(tmp_path):
-    dataset = build_dataset(make_config(tmp_path, sources=(Stories(num_shards=1),), stages=(HeldOut(fraction=0.2),)))
+    dataset = build_dataset(make_config(tmp_path, stages=(HeldOut(fraction=0.2),)))
     with pytest.raises(ValueError, match="no document was augmented"):
         write_report(dataset)
     stages = (HeldOut(fraction=0.2), Augment(technique=Reorder(), factor=1.0))
-    dataset = build_dataset(make_config(tmp_path, sources=(Stories(num_shards=1),), stages=stages))
+    dataset = build_dataset(make_config(tmp_path, stages=stages))
     with pytest.raises(ValueError, match="no document was augmented"):
         write_report(dataset)
 

@@ -86,7 +86,9 @@ def test_the_books_balance_and_rejections_have_reasons(dataset):
 
 def test_workers_and_chunks_do_not_change_the_documents(dataset, tmp_path):
     expected = file_hashes(dataset / "documents")
-    assert file_hashes(build_dataset(make_config(tmp_path / "two", workers=2)) / "documents") == expected
+    for workers in (2, 4):
+        again = build_dataset(make_config(tmp_path / f"workers{workers}", workers=workers))
+        assert file_hashes(again / "documents") == expected
     stages = make_config(tmp_path).stages
     from dataclasses import replace
 
