@@ -16,6 +16,7 @@ class Job:
     environment: variables besides those of the machine. cache: a folder for compiled programs that all workers and all
     restarts share, None for the config's own. restarts: how often a run that crashed is started again; one that exits
     with 75 is started again always. commit: of the code, for the run's record. python: the interpreter on a worker.
+    datasets: a gs:// folder that is copied to `datasets` on every worker first, None for none.
     """
 
     name: str
@@ -27,11 +28,20 @@ class Job:
     restarts: int = 10
     commit: str = ""
     python: str = "python3"
+    datasets: str | None = None
 
     def command(self) -> tuple[str, ...]:
         """The training command; the cache comes first, so that an override of the job can change it."""
         cache = (f"train.compilation_cache={self.cache}",) if self.cache else ()
         return (self.python, "-m", "train.main", "--config", self.config, *cache, *self.overrides)
+
+    def check_shared(self) -> None:
+        """Refuses several hosts, or machines that may go away, without a place for checkpoints that outlives them."""
+        if not any(override.startswith(("checkpoint.path=", "run_dir=/")) for override in self.overrides):
+            raise ValueError(
+                "add checkpoint.path=gs://BUCKET/FOLDER, or run_dir=/FOLDER on a disk that all hosts share: every host "
+                "has a disk of its own, and a checkpoint is written by all of them"
+            )
 
     def variables(self) -> dict[str, str]:
         """Every variable that the command runs with."""
@@ -61,7 +71,8 @@ clear_chips() {{  # processes of an earlier run that still hold the chips
 
 prepare() {{  # the code, and its packages where they changed
   cd "$folder" && rm -rf code.new && mkdir code.new && tar -xzf code.tar.gz -C code.new || return 1
-  rm -rf code && mv code.new code && cd code || return 1
+  for kept in runs datasets; do mkdir -p "$folder/$kept" && ln -sfn "$folder/$kept" code.new/$kept; done
+  rm -rf code && mv code.new code && cd code || return 1{datasets}
   if [ ! -x "$folder/venv/bin/python3" ]; then
     if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
       python3 -m venv "$folder/venv" || return 1
@@ -130,6 +141,9 @@ def worker_script(job: Job) -> str:
         name=job.name,
         exports="\n".join(f"export {name}={shlex.quote(value)}" for name, value in job.variables().items()),
         kind=machine.about.kind if machine else "tpu",
+        datasets=f'\n  gcloud storage rsync --recursive {shlex.quote(job.datasets)} "$folder/datasets" || return 1'
+        if job.datasets
+        else "",
         command=shlex.join(job.command()),
         stopped=STOPPED,
         restarts=job.restarts,

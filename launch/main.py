@@ -1,8 +1,9 @@
 """One command, many machines: starts the training of a config where TARGET says, and again where it was stopped.
 
     python -m launch.main local --config configs/quickstart.py --processes 2
-    python -m launch.main tpu-vm --tpu my-slice --zone us-east5-b --machine v6e:4x4 --config configs/pretrain_1b.py
-    python -m launch.main queued-resource --spot --machine v6e:16x16 ... --config configs/pretrain_8b.py run_dir=gs://...
+    python -m launch.main tpu-vm --tpu my-slice --zone us-east5-b --machine v6e:2x4 --config configs/pretrain_1b.py
+    python -m launch.main queued-resource --spot --machine v6e:16x16 --bucket gs://... --zone us-east5-b
+        --config configs/pretrain_8b.py checkpoint.path=gs://...
     python -m launch.main slurm --machine h100:16 --config configs/pretrain_1b.py
     python -m launch.main gke --machine v6e:4x4 --slices 2 --image REGISTRY/sluice:1 --config configs/pretrain_1b.py
 
@@ -50,6 +51,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--slices", type=int, default=1, help="slices of that shape")
     parser.add_argument("--restarts", type=int, default=10, help="of a run that crashed; stopped ones always go on")
     parser.add_argument("--cache", metavar="DIR", help="compiled programs, shared by all workers: a folder or gs://...")
+    parser.add_argument("--datasets", metavar="gs://...", help="copied to datasets/ on every TPU worker before the run")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="one more variable")
     interpreter = sys.executable if target == "local" else "python3"
     parser.add_argument("--python", default=interpreter, help=f"interpreter that runs the training: {interpreter}")
@@ -91,6 +93,7 @@ def make_job(arguments: argparse.Namespace) -> Job:
         restarts=arguments.restarts,
         commit=code_commit(),
         python=arguments.python,
+        datasets=arguments.datasets,
     )
 
 

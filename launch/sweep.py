@@ -46,12 +46,13 @@ def read_sweep(path: Path) -> list[tuple[str, ...]]:
 
 
 def sweep_jobs(job: Job, lists: list[tuple[str, ...]], runs: str) -> list[Job]:
-    """One job for each override list, with run_dir=RUNS/JOB/NAME."""
+    """One job for each override list, with run_dir=RUNS/JOB/NAME, and a folder of its own in checkpoint.path."""
     jobs = []
     for overrides in lists:
         label = job_label(overrides)
         run_dir = f"run_dir={runs.rstrip('/')}/{job.name}/{label}"
-        jobs.append(replace(job, name=f"{job.name}-{label}", overrides=(*job.overrides, run_dir, *overrides)))
+        common = (f"{one.rstrip('/')}/{label}" if one.startswith("checkpoint.path=") else one for one in job.overrides)
+        jobs.append(replace(job, name=f"{job.name}-{label}", overrides=(*common, run_dir, *overrides)))
     return jobs
 
 

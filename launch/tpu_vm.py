@@ -23,8 +23,15 @@ for try in 1 2 3 4 5; do
   gcloud storage cp {folder}/code.tar.gz {folder}/worker.sh . && break
   sleep 20
 done
+mkdir -p runs && gcloud storage rsync --recursive {folder}/runs/"$(hostname)" runs
+save() {{
+  gcloud storage rsync --recursive --exclude='.*checkpoints/.*' runs {folder}/runs/"$(hostname)"
+  gcloud storage cp worker.log {folder}/logs/"$(hostname)".log
+}}
+(while sleep 300; do save; done) &
 bash worker.sh run > worker.log 2>&1
-gcloud storage cp worker.log {folder}/logs/"$(hostname)".log
+kill $!
+save
 gcloud storage cp exit_code {folder}/exit/"$(hostname)"
 """
 
@@ -57,6 +64,8 @@ def vm_steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
     """
     if job.machine is None or job.machine.about.accelerator is None or job.machine.slices > 1:
         raise ValueError("tpu-vm needs --machine with one slice of v4, v5e, v5p or v6e; several: queued-resource")
+    if job.machine.hosts > 1:
+        job.check_shared()
     place = _place(arguments)
     gcloud = ("gcloud", "compute", "tpus", "tpu-vm")
     remote = f"sluice/{job.name}"
@@ -93,11 +102,7 @@ def queue_steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
         raise ValueError("queued-resource needs --machine with a shape of v4, v5e, v5p or v6e")
     if not bucket.startswith("gs://") or " " in bucket:
         raise ValueError(f"--bucket {arguments.bucket}: expected gs://BUCKET/FOLDER")
-    if not any(override.startswith("run_dir=") for override in job.overrides):
-        raise ValueError(
-            "queued-resource needs an override run_dir=...: a folder that outlives the machines, such as "
-            f"run_dir={bucket}/runs/{job.name}"
-        )
+    job.check_shared()
     remote = f"{bucket}/{job.name}"
     nodes = (f"--node-id={job.name}",) if machine.slices == 1 else (
         f"--node-count={machine.slices}", f"--node-prefix={job.name}")  # fmt: skip

@@ -25,10 +25,11 @@ OVERRIDES = ["data.sources.web.paths=('a b/*.jsonl',)", 'name=it\'s "8B" $HOME']
 COMMON = ["--config", "configs/pretrain_1b.py", "--env", "NOTE=two words"]
 TARGETS = {
     "local": ["local", "--processes", "2", "--devices", "4"],
-    "tpu-vm": ["tpu-vm", "--tpu", "my-tpu", "--zone", "us-east5-b", "--project", "p", "--machine", "v6e:4x4"],
+    "tpu-vm": ["tpu-vm", "--tpu", "my-tpu", "--zone", "us-east5-b", "--datasets", "gs://b/d", "checkpoint.path=gs://b/c",
+               "--machine", "v6e:4x4"],
     "queued-resource": [
         "queued-resource", "--bucket", "gs://b/x", "--spot", "--zone", "us-west4-a", "--machine", "v5e:4x4",
-        "--slices", "2", "--cache", "gs://b/cache", "run_dir=gs://b/runs/one",
+        "--slices", "2", "--cache", "gs://b/cache", "checkpoint.path=gs://b/c",
     ],
     "slurm": ["slurm", "--machine", "h100:16", "--partition", "gpu", "--setup", "source .venv/bin/activate"],
     "gke": ["gke", "--machine", "v5p:4x4x4", "--slices", "2", "--image", "registry/sluice:1"],
@@ -154,7 +155,11 @@ def test_a_tpu_vm_runs_the_job_on_every_worker_and_gathers_logs_and_exit_codes(
         assert "training with two words of 0123abc" in log.read_text()
     assert "connection lost" in told
     trained = calls(stand_ins, "python3", "-m", "train.main")
-    assert len(trained) == 1 + 4 + 3 + 1 and all(call == TRAINING for call in trained)
+    expected = [*TRAINING[:5], "checkpoint.path=gs://b/c", *OVERRIDES]
+    assert len(trained) == 1 + 4 + 3 + 1 and all(call == expected for call in trained)
+    worker = stand_ins / "worker-0" / "sluice" / "pretrain-1b"
+    assert (worker / "code" / "runs").resolve() == worker / "runs"  # outlives the next copy of the code
+    assert len(calls(stand_ins, "gcloud", "storage", "rsync")) == 4  # the datasets, on every worker
     assert calls(stand_ins, "sudo", "lsof")  # chips that an earlier process holds are looked for
     assert (stand_ins / "worker-0" / "sluice" / "pretrain-1b" / "code" / "train" / "main.py").is_file()
 
@@ -286,7 +291,8 @@ def test_a_sweep_becomes_jobs_that_keep_their_names_and_are_not_run_twice(
     assert "done before" in capsys.readouterr().out
     after = calls(stand_ins, "python3", "-m", "train.main")[before:]
     assert len(after) == 1  # only the job that had failed
-    assert after[0][-3:] == [f"run_dir=runs/pretrain-1b/{job_label(first)}", *first]
+    label = job_label(first)
+    assert after[0][-4:] == [f"checkpoint.path=gs://b/c/{label}", f"run_dir=runs/pretrain-1b/{label}", *first]
 
 
 def test_the_code_goes_with_changes_and_without_what_git_ignores(tmp_path: Path):
@@ -317,7 +323,8 @@ def test_machines_have_the_clouds_names():
         (["gke", "--image", "i", *COMMON], "gke needs --machine"),
         (["gke", "--image", "i", "--machine", "h100:8", "--slices", "2", *COMMON], "has no slices"),
         (["tpu-vm", "--tpu", "t", "--zone", "z", "--machine", "tpu7x:2x2x1", *COMMON], "tpu-vm needs"),
-        (["queued-resource", "--bucket", "gs://b", "--zone", "z", "--machine", "v6e:4x4", *COMMON], "run_dir=gs://b/runs"),
+        (["queued-resource", "--bucket", "gs://b", "--zone", "z", "--machine", "v6e:4x4", *COMMON], "add checkpoint"),
+        (["tpu-vm", "--tpu", "t", "--zone", "z", "--machine", "v6e:4x4", *COMMON], "add checkpoint"),
         (["queued-resource", "--bucket", "b", "--zone", "z", "--machine", "v6e:4x4", *COMMON], "expected gs://"),
         (["slurm", "--machine", "h100:8", *COMMON, "--sweep", "none.txt"], "there is no such file"),
     ],
