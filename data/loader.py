@@ -5,8 +5,7 @@
     for batch in loader.iterate(7): ...   the batches of steps 7, 8, ..., prefetched
 
 Global row number g = step * global_batch_size + i. A row's source follows from g alone (data.mixture); which row of
-that source follows from how many it has had, the seed and the epoch: every epoch visits each row of a source's plan
-(data.pack) once, windows in a shuffled order and rows shuffled within their window, so that reads stay near.
+that source follows from how many it has had and the seed (data.row_order).
 Process p of P gets rows [p * B / P, (p + 1) * B / P) of every global batch.
 """
 
@@ -15,24 +14,20 @@ from __future__ import annotations
 import atexit
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import grain
 import numpy as np
-import xxhash
 
-from data.mixture import Mixture, token_weights
+from data.mixture import Mixture
 from data.pack import Packing, Plan, cached_plan
+from data.row_order import RowOrder
 from data.rows import Batch, RowMaker, checked, empty_batch
 from data.token_reader import SourceIndex, TokenReader, open_tokens
 from data.tokenizer import Tokenizer
+from data.weights import EpochCap, Phases, Weights, capped, weight_phases
 
 LAST_STEP = 1 << 48  # Grain asks for a length; no run gets there
-GOLDEN, MIX_1, MIX_2 = (
-    np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)  # SplitMix64
-WINDOW_ORDERS_KEPT = 256  # row orders of windows kept at once, one a source and epoch in use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +36,10 @@ class LoaderConfig:
 
     seq_len: pairs (input, target) a row. global_batch_size: rows a step over all processes and accumulation steps.
     packing: "first_fit" keeps documents of up to seq_len pairs whole; "concat_then_split" fills every row.
-    weights: (source, share of tokens) pairs, on any scale; empty for proportional to tokens. One left out is not used.
+    weights: (source, share of tokens) pairs, on any scale, or a Temperature; empty for proportional to tokens. A source
+        that pairs leave out is not used. See data.weights for how languages are named.
+    changes: a curriculum: (step, weights) pairs, each in force from its step on.
+    epoch_cap: how often a source may be seen at most in the run.
     skip: ranges [start, stop) of global row numbers that keep their place with loss weight 0.
     prefetch: batches made ahead; cache_bytes: of decoded records kept. Neither changes any batch.
     """
@@ -49,7 +47,9 @@ class LoaderConfig:
     seq_len: int
     global_batch_size: int
     packing: Packing = "first_fit"
-    weights: tuple[tuple[str, float], ...] = ()
+    weights: Weights = ()
+    changes: tuple[tuple[int, Weights], ...] = ()
+    epoch_cap: EpochCap | None = None
     skip: tuple[tuple[int, int], ...] = ()
     seed: int = 0
     prefetch: int = 2
@@ -84,7 +84,10 @@ class RowInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceStats:
-    """One source of a split as the loader sees it; weight is its share of tokens, an epoch is `rows` rows."""
+    """One source of a split as the loader sees it; an epoch is `rows` rows.
+
+    weight, row_share: its share of tokens and of rows, at step 0 where they change.
+    """
 
     documents: int
     tokens: int
@@ -115,13 +118,14 @@ class Loader:
         self.config = config
         self._reader, self._plans, self._rows = reader, plans, rows
         tokens = {source: plan.pairs for source, plan in plans.items()}
-        weights = token_weights(dict(config.weights), tokens)
+        phases = self._phases(tokens)
+        weights = phases[0][1]
         total = sum(weights.values())
-        self._sources = list(weights)
+        self._sources = [source for source in plans if any(source in shares for _, shares in phases)]
         self._makers = [RowMaker(reader, source, plans[source]) for source in self._sources]
-        self._mixture = Mixture(list(weights.values()), [tokens[s] / plans[s].rows for s in self._sources])
-        self._window_order = lru_cache(WINDOW_ORDERS_KEPT)(self._window_order_uncached)
-        self._row_order = lru_cache(WINDOW_ORDERS_KEPT)(self._row_order_uncached)
+        self._orders = [RowOrder(plans[source], source, config.seed) for source in self._sources]
+        by_place = [(first, [shares.get(source, 0.0) for source in self._sources]) for first, shares in phases]
+        self._mixture = Mixture(by_place, self._orders)
         shares = dict(zip(self._sources, self._mixture.row_shares.tolist()))
         self.stats = LoaderStats(
             rows=sum(plans[source].rows for source in self._sources),
@@ -133,7 +137,7 @@ class Loader:
                     num_bytes=int(reader.index[source].num_bytes.sum()),
                     rows=plans[source].rows,
                     fill=plans[source].fill,
-                    weight=weights[source] / total,
+                    weight=weights.get(source, 0.0) / total,
                     row_share=shares[source],
                 )
                 for source in self._sources
@@ -154,6 +158,11 @@ class Loader:
     def vocab_size(self) -> int:
         """Ids are below this."""
         return int(self._reader.header["vocab_size"])
+
+    def planned_epochs(self, steps: int) -> dict[str, float]:
+        """How often each source is seen in the first `steps` steps."""
+        rows = self._mixture.rows_before(steps * self.config.global_batch_size).tolist()
+        return {source: count / self._plans[source].rows for source, count in zip(self._sources, rows)}
 
     def batch(self, step: int) -> Batch:
         """This process's rows of the global batch of `step` (counted from 0): [B / P, T] arrays."""
@@ -215,27 +224,17 @@ class Loader:
             raise ValueError(f"step {step}: expected 0 or more")
         return step * self.config.global_batch_size + np.arange(self.config.global_batch_size)
 
+    def _phases(self, tokens: dict[str, int]) -> Phases:
+        """(first global row, shares of tokens) of each phase, sources with too few rows for the run cut down."""
+        config, size = self.config, self.config.global_batch_size
+        phases = [(step * size, shares) for step, shares in weight_phases(config.weights, config.changes, tokens)]
+        cap = config.epoch_cap and EpochCap(epochs=config.epoch_cap.epochs, steps=config.epoch_cap.steps * size)
+        return capped(phases, cap, {source: plan.rows for source, plan in self._plans.items()}, tokens)
+
     def _located(self, rows: np.ndarray) -> list[tuple[int, int, int]]:
         """(source, epoch, row in the source's plan) of global rows."""
-        located = []
-        sources, ordinals = self._mixture.locate(rows)
-        for source, ordinal in zip(sources.tolist(), ordinals.tolist()):
-            epoch, rank = divmod(ordinal, self._plans[self._sources[source]].rows)
-            order, ends = self._window_order(source, epoch)
-            place = int(np.searchsorted(ends, rank, "right"))
-            window, within = int(order[place]), rank - (int(ends[place - 1]) if place else 0)
-            first = int(self._plans[self._sources[source]].window_first[window])
-            located.append((source, epoch, first + int(self._row_order(source, epoch, window)[within])))
-        return located
-
-    def _window_order_uncached(self, source: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        sizes = np.diff(self._plans[self._sources[source]].window_first)
-        order = permutation(len(sizes), self.config.seed, self._sources[source], epoch, -1)
-        return order, np.cumsum(sizes[order])
-
-    def _row_order_uncached(self, source: int, epoch: int, window: int) -> np.ndarray:
-        first, last = self._plans[self._sources[source]].window_first[window : window + 2].tolist()
-        return permutation(last - first, self.config.seed, self._sources[source], epoch, window)
+        sources, items = self._mixture.locate(rows)
+        return [(source, *self._orders[source].row(item)) for source, item in zip(sources.tolist(), items.tolist())]
 
 
 def open_loader(
@@ -255,7 +254,8 @@ def open_loader(
     rows = process_rows(config.global_batch_size, process_index, process_count)
     reader = open_tokens(dataset, split, tokenizer=tokenizer, cache_bytes=config.cache_bytes)
     folder = Path(dataset) / "cache" / "plans"
-    wanted = token_weights(dict(config.weights), {source: index.tokens for source, index in reader.index.items()})
+    tokens = {source: index.tokens for source, index in reader.index.items()}
+    wanted = {source for _, shares in weight_phases(config.weights, config.changes, tokens) for source in shares}
     check_whole({source: reader.index[source] for source in wanted}, config)
     plans = {
         source: cached_plan(folder, index.num_tokens, config.seq_len, config.packing)
@@ -289,16 +289,6 @@ def process_rows(batch_size: int, process_index: int, process_count: int) -> ran
         )
     share = batch_size // process_count
     return range(process_index * share, (process_index + 1) * share)
-
-
-def permutation(size: int, seed: int, source: str, epoch: int, window: int) -> np.ndarray:
-    """A permutation of range(size) that depends on its arguments only, not on a library's generator."""
-    key = np.uint64(xxhash.xxh64_intdigest(f"{seed}/{source}/{epoch}/{window}".encode()))
-    with np.errstate(over="ignore"):
-        value = (np.arange(1, size + 1, dtype=np.uint64) * GOLDEN) + key
-        value = (value ^ (value >> np.uint64(30))) * MIX_1
-        value = (value ^ (value >> np.uint64(27))) * MIX_2
-    return np.argsort(value ^ (value >> np.uint64(31)), kind="stable")
 
 
 def row_ranges(rows: Sequence[RowInfo]) -> tuple[tuple[int, int], ...]:

