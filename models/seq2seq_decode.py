@@ -105,7 +105,7 @@ class Searcher:
                 raise ValueError(f"source {number} has an id outside of the vocabulary of {vocabulary}")
 
     def _batch(self, sources: list[Sequence[int]], config: SearchConfig) -> list[list[int]]:
-        """Search for one batch: the cache grows by doubling, and sentences that are done leave at each growth."""
+        """Search for one batch: the cache doubles when it is full, the batch shrinks when a quarter of it is left."""
         rows = rows_for(len(sources), config.batch_size)
         width = min(bucket(max(map(len, sources))), self.config.max_positions)
         ids, mask = np.full((rows, width), self.config.pad_id, np.int32), np.zeros((rows, width), bool)
@@ -120,14 +120,14 @@ class Searcher:
         mask_BS = jnp.asarray(mask)
         while len(owners):
             beams = search(self.graph, self.state, cross, mask_BS, beams, config)
-            done = ~np.asarray(beams.open_B)[: len(owners)] | (slots >= config.max_length)
+            done = ~np.asarray(beams.open_B)[: len(owners)] | (int(beams.length) >= config.max_length)
             best_BC = np.asarray(beams.best_BKC[:, 0])
             for row in np.flatnonzero(done):
                 found[owners[row]] = self._trim(best_BC[row].tolist())
             left = np.flatnonzero(~done)
             owners = owners[left]
             if len(owners):
-                slots = min(2 * slots, config.max_length)
+                slots = min(2 * slots, config.max_length) if int(beams.length) >= slots else slots
                 kept = np.resize(left, rows_for(len(left), config.batch_size))
                 cross, mask_BS, beams = regrow(cross, mask_BS, beams, jnp.asarray(kept), slots)
         return found
@@ -200,13 +200,13 @@ def regrow(cross: Any, mask_BS: jax.Array, beams: Beams, rows_B: jax.Array, slot
 
 @partial(jax.jit, static_argnames=("graph", "config"), donate_argnames=("beams",))
 def search(graph: Any, state: Any, cross: Any, mask_BS: jax.Array, beams: Beams, config: SearchConfig) -> Beams:
-    """Steps until every sentence is done or the cache is full."""
+    """Steps until the cache is full, or so few sentences are left that a smaller batch holds them."""
     model = nnx.merge(graph, state)
-    slots = beams.tokens_BKC.shape[2]
+    rows, _, slots = beams.tokens_BKC.shape
     advance = greedy_step if config.num_beams == 1 else beam_step
 
     def more(beams: Beams) -> jax.Array:
-        return (beams.length < slots) & jnp.any(beams.open_B)
+        return (beams.length < slots) & (jnp.sum(beams.open_B) > rows // ROW_STEP)
 
     def step(beams: Beams) -> Beams:
         hidden_BKD, beams = next_hidden(model, cross, mask_BS, beams)
