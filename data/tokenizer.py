@@ -1,4 +1,4 @@
-"""Tokenizers: trained here with SentencePiece, or read from any folder with a `tokenizer.json`.
+"""Tokenizers: trained here (SentencePiece or byte-level BPE), or read from any folder with a `tokenizer.json`.
 
     train_tokenizer(TokenizerConfig(vocab_size=2048), shards, folder)  ->  folder/tokenizer.model, tokenizer.json, ...
     load_tokenizer(folder)                                             ->  Tokenizer
@@ -12,69 +12,46 @@ from __future__ import annotations
 
 import io
 import re
-from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import sentencepiece
 
 from data.tables import atomic_path
+from data.tokenizer_bytes import train_byte_bpe, write_byte_bpe
+from data.tokenizer_config import REQUIRED_CHARS, SPECIAL_IDS, TokenizerConfig
 from data.tokenizer_json import JsonTokenizer, fingerprint_of, parse_model, write_json_folder
-from data.tokenizer_sample import CHUNK_CHARS, SPACE, sample_texts, training_chunks
+from data.tokenizer_sample import (
+    CHUNK_CHARS,
+    SPACE,
+    balanced_texts,
+    covered_texts,
+    sample_texts,
+    training_chunks,
+)
 
 VERSION = 1
-LIBRARIES = ("sentencepiece",)
-CODE_MODULES = ("data.tokenizer", "data.tokenizer_json", "data.tokenizer_sample")
+LIBRARIES = ("py3langid", "sentencepiece", "tokenizers")
+CODE_MODULES = (
+    "data.languages",
+    "data.tokenizer",
+    "data.tokenizer_bytes",
+    "data.tokenizer_config",
+    "data.tokenizer_json",
+    "data.tokenizer_sample",
+)
 
 MODEL_FILE = "tokenizer.model"
-SPECIAL_IDS = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": 3}  # pieces <unk> <s> </s> <pad>
-BYTE_PIECES = 256
-# Always in the vocabulary, so that ASCII text never needs byte pieces.
-REQUIRED_CHARS = "".join(map(chr, range(0x21, 0x7F))) + "\n" + SPACE
 # Unigram scores (nats) are rounded to this grid, so that sums over a text are exact in float32 up to 2**18 nats and a
 # tie between two segmentations is the same tie in sentencepiece (float32) and in tokenizers (float64).
 SCORE_GRID = 1 / 64
 WORD_END = re.compile("[^ ] ")
+LONG_TEXT = 1 << 16  # characters: SentencePiece is given longer texts in parts, since its memory grows with length
 WORDS = re.compile(" *[^ ]+| +")  # spaces and what follows them: pieces have spaces at their beginning only
 REMEMBERED_CHARS = 8 << 20  # of distinct words whose ids a tokenizer keeps before it starts anew (about 100 MB)
-SMALLEST_VOCABULARY = len(SPECIAL_IDS) + BYTE_PIECES + len(REQUIRED_CHARS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """How the tokenizer of a dataset is trained. Every field shapes its bytes.
-
-    kind: SentencePiece BPE or unigram.
-    vocab_size: pieces in all, with the special, byte and single-character ones.
-    sample_bytes: UTF-8 bytes of training text, taken by a hash of the document id.
-    character_coverage: share of the sample's characters that get a piece of their own; others become bytes.
-    special_tokens: further control pieces (chat marks); they have ids but are never found in text.
-    num_threads: of the trainer; unigram's bytes depend on it, so it is a setting and not a machine's number of cores.
-    """
-
-    kind: Literal["bpe", "unigram"] = "bpe"
-    vocab_size: int = 32_000
-    sample_bytes: int = 10_000_000
-    character_coverage: float = 0.9995
-    special_tokens: tuple[str, ...] = ()
-    num_threads: int = 2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("bpe", "unigram"):
-            raise ValueError(f"tokenizer.kind={self.kind!r}: expected 'bpe' or 'unigram'")
-        least = SMALLEST_VOCABULARY + len(self.special_tokens)
-        if self.vocab_size <= least:
-            raise ValueError(
-                f"tokenizer.vocab_size={self.vocab_size} leaves no room beside {least} special, byte and ASCII pieces; "
-                f"set it above {least}"
-            )
-        if self.sample_bytes < 1:
-            raise ValueError(f"tokenizer.sample_bytes={self.sample_bytes}: expected at least 1 byte")
 
 
 class Tokenizer(Protocol):
@@ -120,9 +97,9 @@ class SentencePieceTokenizer:
         """The ids of many texts, uint32, in this thread.
 
         No piece crosses from a word to the space after it, so words are encoded apart. BPE slows down with the length
-        of a text, so each distinct word is encoded once and remembered. Unigram does not and takes long chunks.
+        of a text, so each distinct word is encoded once and remembered. Unigram does not and takes texts as they are.
         """
-        return self._encode_words(texts) if self._bpe else self._encode_chunks(texts)
+        return self._encode_words(texts) if self._bpe else self._encode_texts(texts)
 
     def _encode_words(self, texts: Sequence[str]) -> list[np.ndarray]:
         words = [WORDS.findall(text) for text in texts]
@@ -131,14 +108,17 @@ class SentencePieceTokenizer:
         ids_of = self._ids_of  # held here, so that another thread may start a new one
         new = [word for word in set().union(*words) if word not in ids_of]
         self._remembered += sum(map(len, new))
-        for word, ids in zip(new, self._processor.encode(new, num_threads=1)):
-            ids_of[word] = array("I", ids).tobytes()
+        for word, ids in zip(new, self._processor.encode(new, num_threads=1, return_type="numpy")):
+            ids_of[word] = ids.tobytes()
         return [np.frombuffer(b"".join(map(ids_of.__getitem__, text_words)), np.uint32) for text_words in words]
 
-    def _encode_chunks(self, texts: Sequence[str]) -> list[np.ndarray]:
-        chunks = [list(word_chunks(text)) for text in texts]
-        ids = iter(self._processor.encode([chunk for parts in chunks for chunk in parts], num_threads=1))
-        return [np.array([token for _ in parts for token in next(ids)], np.uint32) for parts in chunks]
+    def _encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Arrays come straight from SentencePiece: lists of ids would cost a quarter of the time."""
+        parts = [[text] if len(text) <= LONG_TEXT else list(word_chunks(text)) for text in texts]
+        flat = [part for pieces in parts for part in pieces]
+        ids = iter(self._processor.encode(flat, num_threads=1, return_type="numpy"))
+        found = [next(ids) if len(pieces) == 1 else np.concatenate([next(ids) for _ in pieces]) for pieces in parts]
+        return [one.view(np.uint32) for one in found]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""
@@ -161,15 +141,25 @@ class SentencePieceTokenizer:
         write_json_folder(folder, self._model)
 
 
-def train_tokenizer(config: TokenizerConfig, shards: Sequence[Path], output: Path) -> SentencePieceTokenizer:
+def train_tokenizer(config: TokenizerConfig, shards: Sequence[Path], output: Path) -> Tokenizer:
     """Train on a sample of the training documents of `shards`, save to the folder `output`, return the tokenizer.
 
     Equal config and documents give equal bytes, however the documents are spread over shards. Raises ValueError in one
     line when there is no training text or when it does not support as many pieces.
     """
-    texts = sample_texts(shards, config.sample_bytes, config.seed)
-    if not any(texts):
-        raise ValueError(f"no training text for a tokenizer in {len(shards)} document shards: all empty or held out")
+    texts = training_sample(config, shards)
+    if config.kind == "byte_bpe":
+        backend = train_byte_bpe(
+            texts,
+            vocab_size=config.vocab_size,
+            digits=config.digits,
+            whitespace=config.whitespace,
+            special_tokens=config.control_tokens,
+        )
+        if (found := backend.get_vocab_size()) < config.vocab_size:
+            raise ValueError(_training_failure(config, sum(map(len, texts)), f"ocabulary size <= {found}"))
+        write_byte_bpe(output, backend, config.control_tokens)
+        return JsonTokenizer(output)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -182,6 +172,19 @@ def train_tokenizer(config: TokenizerConfig, shards: Sequence[Path], output: Pat
     tokenizer = SentencePieceTokenizer(finished_model(model.getvalue()))
     tokenizer.save(output)
     return tokenizer
+
+
+def training_sample(config: TokenizerConfig, shards: Sequence[Path]) -> list[str]:
+    """The texts that a tokenizer is trained on; ValueError in one line where there are none."""
+    if config.language_alpha == 1 and not config.languages:  # as the text is: no language needs to be known
+        texts = sample_texts(shards, config.sample_bytes, config.seed)
+    else:
+        texts = balanced_texts(shards, config.sample_bytes, config.seed, config.language_alpha, config.languages)
+    if not any(texts):
+        raise ValueError(f"no training text for a tokenizer in {len(shards)} document shards: all empty or held out")
+    if config.script_coverage:
+        return covered_texts(texts, config.character_coverage, dict(config.script_coverage))
+    return texts
 
 
 def word_chunks(text: str) -> Iterator[str]:
@@ -244,15 +247,16 @@ def _trainer_settings(config: TokenizerConfig) -> dict[str, Any]:
     return {
         "model_type": config.kind,
         "vocab_size": config.vocab_size,
-        "character_coverage": config.character_coverage,
+        # counted script by script before, where that is asked for: then all that is left is covered
+        "character_coverage": 1.0 if config.script_coverage else config.character_coverage,
         "num_threads": config.num_threads,
-        "control_symbols": list(config.special_tokens),
+        "control_symbols": list(config.control_tokens),
         "byte_fallback": True,
-        "split_digits": True,
+        "split_digits": config.digits == "single",
         "normalization_rule_name": "identity",
         "add_dummy_prefix": False,
         "remove_extra_whitespaces": False,
-        "allow_whitespace_only_pieces": True,
+        "allow_whitespace_only_pieces": config.whitespace == "runs",
         "required_chars": REQUIRED_CHARS,
         "max_sentence_length": 8 * CHUNK_CHARS,  # bytes; longer ones would be skipped
         "minloglevel": 2,

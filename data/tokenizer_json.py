@@ -92,7 +92,14 @@ class JsonTokenizer:
     def _special(self, name: str) -> int | None:
         token = self._config.get(name)
         text = token.get("content") if isinstance(token, dict) else token
-        return None if text is None else self._backend.token_to_id(text)
+        if text is None:
+            return None
+        found = self._backend.token_to_id(text)
+        if found is None:
+            raise ValueError(
+                f"{CONFIG_FILE} names {name} {text!r}, a token that {JSON_FILE} does not have; mend either"
+            )
+        return found
 
 
 def fingerprint_of(tokenizer: Tokenizer) -> str:

@@ -156,6 +156,9 @@ def test_any_tokenizer_json_is_read(tmp_path: Path) -> None:
     backend.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="no eos_token"):
         load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": end, "bos_token": "<start>"}))
+    with pytest.raises(ValueError, match="names bos_token '<start>', a token that tokenizer.json does not have"):
+        load_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": end}, "bos_token": None}))
     tokenizer = load_tokenizer(tmp_path)
     assert isinstance(tokenizer, JsonTokenizer)
@@ -181,7 +184,7 @@ def test_bad_input_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
         (lambda: train_tokenizer(config, [documents], tmp_path / "t"), "vocab_size=5000: 15 characters .* lower"),
         (lambda: train_tokenizer(config, [held_out], tmp_path / "t"), "no training text"),
         (lambda: TokenizerConfig(vocab_size=300), "vocab_size=300 leaves no room beside 356"),
-        (lambda: TokenizerConfig(kind="word"), "expected 'bpe' or 'unigram'"),  # type: ignore[arg-type]
+        (lambda: TokenizerConfig(kind="word"), "expected 'bpe', 'unigram' or 'byte_bpe'"),  # type: ignore[arg-type]
         (lambda: load_tokenizer(tmp_path / "nowhere"), "no tokenizer here"),
         (lambda: load_tokenizer(tmp_path / "cut"), "not a (readable SentencePiece|whole) model"),
         (lambda: load_tokenizer(tmp_path / "json"), "not a readable tokenizer"),
