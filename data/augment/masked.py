@@ -56,7 +56,6 @@ class MaskedReplacement:
 
     name: ClassVar[str] = "masked"
     in_driver: ClassVar[bool] = True
-    code_modules: ClassVar[tuple[str, ...]] = ("data.augment.masked", "data.augment.sentences")
     libraries: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

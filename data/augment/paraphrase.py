@@ -69,7 +69,6 @@ class Paraphrase:
 
     name: ClassVar[str] = "paraphrase"
     in_driver: ClassVar[bool] = True
-    code_modules: ClassVar[tuple[str, ...]] = ("data.augment.paraphrase", "data.augment.sentences")
     libraries: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

@@ -29,7 +29,6 @@ class Reorder:
 
     name: ClassVar[str] = "reorder"
     in_driver: ClassVar[bool] = False
-    code_modules: ClassVar[tuple[str, ...]] = ("data.augment.reorder", "data.augment.sentences")
     libraries: ClassVar[tuple[str, ...]] = ("sentencex",)
 
     def __post_init__(self) -> None:

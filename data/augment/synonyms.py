@@ -215,9 +215,6 @@ class Synonyms:
 
     name: ClassVar[str] = "synonyms"
     in_driver: ClassVar[bool] = False
-    code_modules: ClassVar[tuple[str, ...]] = tuple(
-        f"data.augment.{name}" for name in ("sentences", "synonyms", "tagger", "wordnet")
-    )
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

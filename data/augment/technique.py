@@ -44,12 +44,11 @@ class Technique(Protocol):
     """A frozen value of a config.
 
     name: as lineage and reports call it. in_driver: True where it runs a model or a program, so that it is built once,
-    in the driver, and never in pool workers. code_modules and libraries: as those of a stage.
+    in the driver, and never in pool workers. libraries: distributions whose versions shape what it writes.
     """
 
     name: ClassVar[str]
     in_driver: ClassVar[bool]
-    code_modules: ClassVar[tuple[str, ...]]
     libraries: ClassVar[tuple[str, ...]]
 
     @property

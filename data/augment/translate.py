@@ -61,7 +61,6 @@ class BackTranslation:
 
     name: ClassVar[str] = "back_translation"
     in_driver: ClassVar[bool] = True
-    code_modules: ClassVar[tuple[str, ...]] = ("data.augment.sentences", "data.augment.translate")
     libraries: ClassVar[tuple[str, ...]] = ("sentencex",)
 
     def __post_init__(self) -> None:
