@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 from scipy.stats import norm
 
 from models.checkpoints.bitsandbytes import load_bitsandbytes, save_bitsandbytes
 from models.checkpoints.load import load_checkpoint
 from models.checkpoints.names import LLAMA
+from models.checkpoints.tuned import load_tuned
 from models.config import Execution, ModelConfig
 from models.lora import LoRA, add_lora
 from models.quantize import (
@@ -29,6 +31,7 @@ from models.quantize import (
 )
 from models.sharding import MeshConfig, make_mesh, param_shardings
 from models.transformer import CausalLM, unstacked
+from models.tuning import Tuning
 
 
 def kernel(in_dim=192, out_dim=80, seed=0):
@@ -200,10 +203,10 @@ def test_sharded_over_fsdp_and_tensor_packed_weights_and_adapters_keep_both_axes
     placed = jax.tree.map(jax.device_put, state, param_shardings(state, mesh))
     layers = nnx.merge(graph, placed).layers
     parts, adapter = layers.mlp.up.parts, layers.mlp.up.lora
-    assert parts["packed"].get_value().sharding.spec == (None, "fsdp", "tensor")
-    assert parts["scale_codes"].get_value().sharding.spec == (None, "fsdp", "tensor")
-    assert adapter.a.get_value().sharding.spec == (None, None, "fsdp", None)
-    assert adapter.b.get_value().sharding.spec == (None, None, None, "tensor")
+    assert parts["packed"].get_value().sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert parts["scale_codes"].get_value().sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert adapter.a.get_value().sharding.spec == PartitionSpec(None, None, "fsdp", None)
+    assert adapter.b.get_value().sharding.spec == PartitionSpec(None, None, None, "tensor")
     packed = parts["packed"].get_value()
     assert packed.addressable_shards[0].data.nbytes * 4 == packed.nbytes
     with jax.set_mesh(mesh):
@@ -231,8 +234,20 @@ def test_a_folder_in_bitsandbytes_format_gives_the_same_model_back(tmp_path, for
     loaded = load_checkpoint(tmp_path, mesh=make_mesh(MeshConfig(tensor=2)), dtype="float32").model
     for ours, theirs in zip(jax.tree.leaves(nnx.state(loaded)), jax.tree.leaves(nnx.state(model))):
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
-    assert loaded.layers.mlp.up.parts["packed"].get_value().sharding.spec == (None, "fsdp", "tensor")
+    assert loaded.layers.mlp.up.parts["packed"].get_value().sharding.spec == PartitionSpec(None, "fsdp", "tensor")
     assert loaded.layers.mlp.up.config == form
+
+
+def test_tuning_starts_from_such_a_folder_without_quantising_again(tmp_path):
+    model = quantize_model(CausalLM(CONFIG, rngs=nnx.Rngs(0)), NF4())
+    save_bitsandbytes(model, tmp_path)
+    mesh = make_mesh(MeshConfig(fsdp=2))
+    params, _ = load_tuned(tmp_path, CONFIG, mesh, Tuning(lora=LoRA(), quantize=NF4()), seed=0)
+    assert params["layers"]["attention"]["q"]["lora"]["a"].shape == (2, 1, 64, 8)
+    for name, part in model.layers.mlp.up.parts.items():
+        assert np.array_equal(params["layers"]["mlp"]["up"]["parts"][name], part.get_value())
+    with pytest.raises(ValueError, match=r"is stored as NF4\(block=64, double_quant=True\): set quantize to that"):
+        load_tuned(tmp_path, CONFIG, mesh, Tuning(lora=LoRA()), seed=0)
 
 
 def test_a_folder_that_is_quantised_in_another_way_is_refused_in_one_line(tmp_path):
