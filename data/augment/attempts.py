@@ -17,6 +17,7 @@ from data.document import Document, Drop, Dropped
 VERSION = 1
 STEP = "augment"
 PASSED = ""
+TURNS = "num_turns"  # the meta key that dialogue sources set
 _OF_THE_TEXT = ("pii", "changed", "messages")  # meta values that say something of the parent's very text
 
 
@@ -55,7 +56,8 @@ def attempt(
     asked: list[tuple[int, Request]] = []
     for place, (family, of_parent) in enumerate(zip(group, traits)):
         if family.parent.text.strip() and len(family.parent.text) <= longest:
-            asked += [(place, Request(family.parent.text, seed, of_parent.language)) for _, seed in family.seeds]
+            text, dialogue = family.parent.text, TURNS in family.parent.meta
+            asked += [(place, Request(text, seed, of_parent.language, dialogue)) for _, seed in family.seeds]
     answers = iter(rewriter([request for _, request in asked]))
     out: list[Dropped] = []
     for family, of_parent in zip(group, traits):

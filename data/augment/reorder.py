@@ -54,6 +54,8 @@ class Reorder:
         """The text with the sentences of its paragraphs in another order."""
         if not request.text.strip():
             return Drop("empty_text")
+        if request.dialogue:
+            return Drop("dialogue")
         draw = chance(request.seed)
         changed = False
         parts = []

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 VERSION = 1
 _BREAK = re.compile(r"(\n(?:[ \t]*\n)+)")  # what indents the next line is left: it tells code from prose
-_TURN = re.compile(r"^\s*(?:[-–—]\s*\w|[\"“«‹„]|[A-Z][\w.' -]{0,40}:\s)", re.MULTILINE)  # a dash, a quote, "Name: "
+_TURN = re.compile(
+    r"^\s*(?:[-–—]\s*\w|[\"“«‹„]|(?:[A-Z][\w.' -]{0,40}|\S{1,30}):\s)", re.MULTILINE
+)  # dash, quote, "Name: "
 _LIST = re.compile(r"^\s*(?:[-*•+]\s|\d+[.)]\s|[a-z][.)]\s|>|\||#|={2,}|-{3,}|\.\. )", re.MULTILINE)
 _CODE = re.compile(r"^(?: {4}|\t)|^\s*(?:>>>|\.\.\. |```)|[{};]\s*$|[=<>+*/]=|->|\(\)", re.MULTILINE)
 

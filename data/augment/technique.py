@@ -25,11 +25,15 @@ _STARTS = frozenset(".!?:;\"“”'‘’«([{*#>|•–—-\n")  # what may sta
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One text to augment. seed: the only source of chance; language: ISO 639-1, "und" where it is not known."""
+    """One text to augment. seed: the only source of chance; language: ISO 639-1, "und" where it is not known.
+
+    dialogue: whether the whole text is turns of a conversation.
+    """
 
     text: str
     seed: int
     language: str = "en"
+    dialogue: bool = False
 
 
 class Rewriter(Protocol):

@@ -59,6 +59,7 @@ def test_reordering_moves_sentences_within_their_paragraphs_only(mode):
 
 
 def test_a_text_that_has_no_other_order_is_a_counted_rejection():
+    assert Reorder().rewrite(Request(prose(1), 0, dialogue=True)) == Drop("dialogue")
     for text, reason in (("", "empty_text"), ("One sentence.", "nothing_to_reorder"), (DIALOGUE, "nothing_to_reorder")):
         assert Reorder().rewrite(Request(text, 0)) == Drop(reason)
 
