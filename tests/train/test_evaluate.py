@@ -40,7 +40,7 @@ def test_texts_are_framed_as_documents_and_every_token_counts(folder, tmp_path, 
     model, tokenizer = load_checkpoint(folder).model, byte_tokenizer()
     nats = 0.0
     for text in TEXTS:
-        ids = np.array([[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]])
+        ids = jnp.asarray([[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]])
         hidden = model(ids[:, :-1], jnp.ones_like(ids[:, :-1]), jnp.arange(ids.shape[1] - 1)[None])
         logits = np.asarray(model.logits(hidden)[0], np.float64)
         nats -= (logits[np.arange(ids.shape[1] - 1), ids[0, 1:]] - np.log(np.exp(logits).sum(-1))).sum()
