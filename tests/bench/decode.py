@@ -1,6 +1,6 @@
 """Decoding against `transformers` on torch: SmolLM2-135M, float32, the same CPU, interleaved.
 
-    python -m tests.bench.decode [--rounds 3] [--new-tokens 128]
+    python -m tests.bench.decode [--rounds 3] [--new-tokens 128] [--only first_token|single|batch16]
 
 The peer is used as its documentation says: `generate` with its key/value cache, left-padded batch of 16 prompts of
 unequal length in the given order, greedy, `no_grad`, all cores. Both sides make exactly the same number of tokens;
@@ -71,16 +71,17 @@ def peer_generate(model: Any, prompts: list[list[int]], new_tokens: int) -> list
         return model.generate(ids, attention_mask=mask, eos_token_id=None, **settings)[:, width:].tolist()
 
 
-def interleaved(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each side; every round runs each once, and a first round is thrown away."""
+def interleaved(sides: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """(median seconds, last result) of each side; every round runs each once, and a first round is thrown away."""
     times: dict[str, list[float]] = {name: [] for name in sides}
+    found: dict[str, Any] = {}
     for number in range(rounds + 1):
         for name, run in sides.items():
             start = time.perf_counter()
-            run()
+            found[name] = run()
             if number:
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: statistics.median(values) for name, values in times.items()}, found
 
 
 def first_token_seconds() -> float:
@@ -99,21 +100,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.decode", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--only", choices=("first_token", "single", "batch16"), help="one part of it")
     arguments = parser.parse_args()
     use_compile_cache()
-    result: dict[str, Any] = {"first_token_seconds": first_token_seconds()}
-    print(f"from nothing to the first token: {result['first_token_seconds']:.1f} s")
+    result: dict[str, Any] = {}
+    if arguments.only in (None, "first_token"):
+        result["first_token_seconds"] = first_token_seconds()
+        print(f"from nothing to the first token: {result['first_token_seconds']:.1f} s")
+    if arguments.only == "first_token":
+        print(json.dumps(result))
+        return
     loaded = load_checkpoint(CHECKPOINT)
     assert loaded.tokenizer is not None
     peer, decoder = peer_model(loaded), Decoder(loaded.model)
     prompts = [loaded.tokenizer.encode_prompt(prompt) for prompt in PROMPTS]
     print(f"{'':<10}{'ours tok/s':>12}{'transformers tok/s':>20}{'ratio':>8}{'same tokens':>13}")
     for name, batch in (("single", prompts[:1]), ("batch16", prompts)):
+        if arguments.only not in (None, name):
+            continue
         config = DecodeConfig(max_new_tokens=arguments.new_tokens, batch_size=len(batch), chunk=32)
         sides: dict[str, Callable[[], Any]] = {"ours": lambda b=batch, c=config: generate(decoder, b, c)}
         if peer is not None:
             sides["peer"] = lambda b=batch: peer_generate(peer, b, arguments.new_tokens)
-        seconds = interleaved(sides, arguments.rounds)
+        seconds, found = interleaved(sides, arguments.rounds)
         count = len(batch) * arguments.new_tokens
         result[f"{name}_tokens_per_s"] = count / seconds["ours"]
         if peer is None:
@@ -121,7 +130,7 @@ def main() -> None:
             print(f"{name:<10}{count / seconds['ours']:>12.1f}{'not installed':>20}")
             continue
         result[f"{name}_over_transformers"] = seconds["peer"] / seconds["ours"]
-        ours, theirs = [list(g.ids) for g in sides["ours"]()], sides["peer"]()
+        ours, theirs = [list(generation.ids) for generation in found["ours"]], found["peer"]
         same = float(np.mean([a == b for x, y in zip(ours, theirs) for a, b in zip(x, y)]))
         print(
             f"{name:<10}{count / seconds['ours']:>12.1f}{count / seconds['peer']:>20.1f}"

@@ -75,7 +75,7 @@ def main() -> None:
     sides: dict[str, Callable[[], Any]] = {"ours": lambda: scorer.score_ids(ids)[0]}
     if peer is not None:
         sides["peer"] = lambda: peer_score(peer, ids)
-    seconds = interleaved(sides, arguments.rounds)
+    seconds, found = interleaved(sides, arguments.rounds)
     tokens = sum(map(len, ids))
     result: dict[str, Any] = {"docs_per_s": len(ids) / seconds["ours"], "tokens_per_s": tokens / seconds["ours"]}
     print(f"{len(ids)} documents, {tokens:,} tokens\n{'':<14}{'seconds':>10}{'tokens/s':>10}")
@@ -85,7 +85,7 @@ def main() -> None:
         result["missing"] = ["transformers on torch"]
     else:
         result["over_transformers"] = seconds["peer"] / seconds["ours"]
-        apart = np.abs(np.array(sides["ours"]()) / np.array(sides["peer"]()) - 1)
+        apart = np.abs(np.array(found["ours"]) / np.array(found["peer"]) - 1)
         print(f"largest relative difference of a document's nats: {apart.max():.1e}")
         assert apart.max() < 1e-3, "the two sides do not score the same thing"
     print(json.dumps(result))
