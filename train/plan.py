@@ -23,7 +23,7 @@ from train.cost import attention_shape
 from train.memory import memory_by_kind
 from train.metrics import flop_per_token
 from train.optimizer import make_optimizer, make_schedule
-from train.parameters import base_size, trainable_line
+from train.parameters import base_size, bits_a_weight, trainable_line
 from train.state import (
     TrainState,
     abstract_state,
@@ -123,13 +123,14 @@ def number_of_devices(config: Config) -> int:
 def plan(config: Config, mesh: Mesh | AbstractMesh) -> str:
     """The whole plan as text."""
     run = describe_run(config, mesh)
-    num_params = base_size(run.state)
+    num_params, bits = base_size(run.state), bits_a_weight(run.state)
     flop = flop_per_token(config.model, num_params, config.loader.seq_len)
     tokens = config.loader.global_batch_size * config.loader.seq_len
     accumulated = config.train.grad_accum_steps
     lines = [
         f"{config.name}: {num_params:,} parameters",
         *([] if config.tuning == Tuning() else [trainable_line(run.state)]),
+        *([] if bits is None else [f"quantised    projections rest in {bits:.3f} bits a weight, scales included"]),
         "mesh         " + " x ".join(f"{name}={size}" for name, size in mesh.shape.items()) + f" ({mesh.size} devices)",
         f"batch        {config.loader.global_batch_size} rows of {config.loader.seq_len} tokens, {tokens:,} a step, "
         f"{config.loader.global_batch_size // accumulated // rows_split(mesh)} rows a device"

@@ -20,14 +20,16 @@ from models.checkpoints.tuned import load_tuned
 from models.config import Attention, Embedding
 from models.lora import LoRA
 from models.quantize import NF4
-from models.sharding import MeshConfig, batch_sharding, make_mesh
+from models.sharding import MeshConfig, abstract_mesh, batch_sharding, make_mesh
 from models.transformer import CausalLM
 from models.tuning import Tuning, dotted_paths, tuned
 from tests.train.tiny import losses, random_batch, run_config, tiny_model
+from train.config import load_config
 from train.loss import next_token_objective
 from train.moments import compress, expand
 from train.optimizer import AdamW, Muon, WarmupCosine, make_optimizer, make_schedule
 from train.parameters import bits_a_weight, parameter_counts, trainable_line
+from train.plan import number_of_devices, plan
 from train.state import abstract_state, create_state, describe_model, make_params, new_state, shardings_of
 from train.step import TrainConfig, make_train_step
 
@@ -160,6 +162,19 @@ def test_a_moment_comes_back_within_the_steps_of_the_map(signed):
     back = np.asarray(expand(codes, scales, signed=signed))
     assert np.abs(back - x).max() / np.abs(x).max() < 0.02
     assert np.linalg.norm(back - x) / np.linalg.norm(x) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("llama2_7b_lora", ["trainable params: 4,194,304 || all params: 6,742,609,920 || trainable%: 0.0622"]),
+        ("llama3_8b_qlora", ["llama3_8b_qlora: 8,030,261,248 parameters", "rest in 4.127 bits a weight"]),
+    ],
+)
+def test_the_plan_of_a_tuned_llama_counts_weights_and_not_bytes(name, lines):
+    config = load_config(f"configs/{name}.py")
+    told = plan(config, abstract_mesh(config.mesh, number_of_devices(config)))
+    assert all(line in told for line in lines)
 
 
 def llama_model(**changes):
