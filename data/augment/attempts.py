@@ -82,7 +82,8 @@ def _judged(
     gates: Gates,
     lineage: dict[str, str | int],
 ) -> Dropped:
-    meta = {name: value for name, value in parent.meta.items() if name not in _OF_THE_TEXT} | {LINEAGE: lineage}
+    meta = {name: value for name, value in parent.meta.items() if name not in _OF_THE_TEXT}
+    meta |= {LINEAGE: lineage, "group": parent.meta.get("group") or parent.id}  # what belongs together stays together
     identifier = f"{parent.id}~{lineage['technique']}.{lineage['seed']:016x}"
     scores: dict[str, float | str] = {}
     drop = result if isinstance(result, Drop) else None

@@ -6,6 +6,7 @@ One stage for each technique. It asks, in this order: what may be augmented, and
 surveyed); what comes out, and does it pass the gates (the pool for rules, the driver for models); is it new, and is
 there still budget (over the whole corpus); and writes every copy behind its parent, every rejection with its reason.
 
+It stands behind NearDedup, which would take copies for duplicates, and before Decontaminate, which looks at them too.
 Copies are never made of held-out documents, nor of copies. A copy keeps its parent's source, group and side. What a
 killed run has finished is not done again: a shard for rules, `chunk` documents for models.
 """

@@ -1,6 +1,7 @@
 """MarianMT against transformers on torch: logits, greedy and beam search, folders both ways, batches."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ from flax import nnx
 
 from models.checkpoints.marian import load_marian, save_marian, search_config
 from models.seq2seq_decode import SearchConfig, Searcher
+from models.translate import MarianTranslator
 
 torch = pytest.importorskip("torch", reason="torch is not installed: parity with transformers is not tested")
 import transformers  # noqa: E402
@@ -138,6 +140,61 @@ def test_sources_that_cannot_be_read_are_one_line(pair):
         with pytest.raises(ValueError, match=message):
             searcher([source], SearchConfig())
     assert searcher([], SearchConfig()) == []
+
+
+@pytest.fixture(scope="module")
+def translator_folder(pair, tmp_path_factory):
+    """The tiny model's weights under a vocabulary of two SentencePiece models, as transformers saves them."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("translator")
+    lines = ["the keeper opens the gate", "a boat waits at the gate", "the water is high", "nobody waits there"] * 9
+    for side, text in (("source", lines), ("target", [line.upper() for line in lines])):
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(text),
+            model_prefix=str(folder / side),
+            vocab_size=30,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+        (folder / f"{side}.model").rename(folder / f"{side}.spm")
+    models = [
+        sentencepiece.SentencePieceProcessor(model_file=str(folder / f"{side}.spm")) for side in ("source", "target")
+    ]
+    pieces = [model.id_to_piece(number) for model in models for number in range(3, model.vocab_size())]
+    vocab = [*["</s>", "<unk>", *dict.fromkeys(pieces), *"0123456789"][: VOCAB - 1], "<pad>"]
+    (folder / "vocab.json").write_text(json.dumps({piece: number for number, piece in enumerate(vocab)}))
+    assert len(vocab) == VOCAB
+    for file in pair[1].iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_a_translator_reads_and_writes_as_transformers_does(pair, translator_folder):
+    theirs = transformers.MarianTokenizer(
+        source_spm=str(translator_folder / "source.spm"),
+        target_spm=str(translator_folder / "target.spm"),
+        vocab=str(translator_folder / "vocab.json"),
+    )
+    spec = MarianTranslator(checkpoint=str(translator_folder), source="en", target="xx", num_beams=4, batch_size=8)
+    translator = spec.build()
+    sentences = ["the gate opens at 12", "a high boat", "THE KEEPER waits"]
+    ids = [theirs(sentence)["input_ids"] for sentence in sentences]
+    assert [translator.tokenizer.encode(sentence) for sentence in sentences] == ids
+    wanted = [theirs.decode(tokens, skip_special_tokens=True) for tokens in reference(pair[0], ids, 4)]
+    assert translator.translate([sentences[0], "", sentences[1], "a" * 4000, sentences[2]]) == [
+        wanted[0],
+        "",
+        wanted[1],
+        "",
+        wanted[2],
+    ]
+    assert spec.inputs_key() == MarianTranslator(checkpoint=str(translator_folder), source="a", target="b").inputs_key()
+
+
+def test_a_folder_without_its_tokenizer_is_refused(pair):
+    with pytest.raises(ValueError, match=r"lacks source\.spm, target\.spm, vocab\.json"):
+        MarianTranslator(checkpoint=str(pair[1]), source="en", target="fr").build()
 
 
 def test_only_marian_is_read(tmp_path):
