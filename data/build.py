@@ -34,11 +34,12 @@ from data.keys import KEY_DIGITS, library_versions, plain
 from data.manifest import FORMAT, MANIFEST, damaged_file, list_sizes, read_manifest
 from data.sources.source import Source
 from data.stage import NOT_IN_KEY, Stage
-from data.steps import TokenizerSource, dropped_step, read_step, stage_step, token_steps
+from data.steps import dropped_step, read_step, stage_step, token_steps
 from data.tables import LIBRARIES as TABLE_LIBRARIES
 from data.tables import write_json
 from data.tokenizer import LIBRARIES as TOKENIZER_LIBRARIES
 from data.tokenizer import TokenizerConfig
+from data.tokenizer_extend import TokenizerExtension, TokenizerSource
 from data.tokens import LIBRARIES as TOKENS_LIBRARIES
 
 
@@ -52,6 +53,7 @@ class DataConfig:
     tokenizer: how the tokenizer is trained, or what writes a ready one; None builds documents only, without tokens.
     engine: where stages run; never changes what is written.
     seed: of the order in which token shards are written.
+    split_languages: token shards by source and language, so that loader.weights and held-out scores know languages.
     shard_bytes: UTF-8 bytes of text in one document shard: what one worker holds in work at a time.
     rebuild: False takes the dataset at `path` as it is, whatever has become of its inputs, of library versions and of
         this config, and builds nothing: for a dataset that was built elsewhere.
@@ -60,9 +62,10 @@ class DataConfig:
     path: str = field(metadata=NOT_IN_KEY)
     sources: tuple[Source, ...]
     stages: tuple[Stage, ...] = ()
-    tokenizer: TokenizerConfig | TokenizerSource | None
+    tokenizer: TokenizerConfig | TokenizerExtension | TokenizerSource | None
     engine: LocalPool | Ray = field(default=LocalPool(), metadata=NOT_IN_KEY)
     seed: int = 0
+    split_languages: bool = False
     shard_bytes: int = 64 << 20
     rebuild: bool = field(default=True, metadata=NOT_IN_KEY)
 
@@ -122,7 +125,7 @@ def plan(config: DataConfig) -> list[Step]:
         before = steps[-1:]
     steps.append(dropped_step(dataset, steps))
     if config.tokenizer is not None:
-        steps += token_steps(dataset, config.tokenizer, config.seed, before)
+        steps += token_steps(dataset, config.tokenizer, config.seed, before, config.split_languages)
     return steps
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.build import build_dataset
+from data.loader import LoaderConfig, open_loader
 from data.manifest import read_manifest
 
 
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = apply_overrides(load_config(options.config), options.overrides)
         dataset = build_dataset(config.data)
         print(summary(dataset, read_manifest(dataset)))
+        if config.data.tokenizer is not None:
+            print(planned(dataset, config.loader, config.train.num_steps))
     except (ValueError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -55,6 +58,20 @@ def summary(dataset: Path, manifest: dict[str, Any]) -> str:
                 lines.append(
                     f"  {split:<10} {books['tokens']:>10,} tokens of {source}, {books['documents']:,} documents"
                 )
+    return "\n".join(lines)
+
+
+def planned(dataset: Path, config: LoaderConfig, steps: int) -> str:
+    """What `steps` steps of training will see of each source: epochs, and its share of all tokens."""
+    loader = open_loader(dataset, config)
+    epochs = loader.planned_epochs(steps)
+    tokens = {source: epochs[source] * stats.tokens for source, stats in loader.stats.sources.items()}
+    whole = sum(tokens.values())
+    lines = [f"  {steps:,} steps of {config.global_batch_size} rows of {config.seq_len} will see"]
+    lines += [
+        f"  planned    {epochs[source]:>10.2f} epochs of {source}, {seen / whole:.1%} of {whole / 1e6:,.2f} M tokens"
+        for source, seen in tokens.items()
+    ]
     return "\n".join(lines)
 
 

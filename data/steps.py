@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from data.clean.pii import LIBRARIES as PII_LIBRARIES
 from data.clean.pii import VERSION as PII_VERSION
@@ -22,6 +22,7 @@ from data.stage import Counts, Stage
 from data.tokenizer import LIBRARIES as TOKENIZER_LIBRARIES
 from data.tokenizer import VERSION as TOKENIZER_VERSION
 from data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from data.tokenizer_extend import TokenizerExtension, TokenizerSource, extend_tokenizer
 from data.tokens import LIBRARIES as TOKENS_LIBRARIES
 from data.tokens import VERSION as TOKENS_VERSION
 from data.tokens import tokenize_stage
@@ -84,16 +85,12 @@ def dropped_step(dataset: Path, steps: Sequence[Step]) -> Step:
     return Step("dropped", key, run)
 
 
-class TokenizerSource(Protocol):
-    """A frozen dataclass that writes a ready tokenizer (one with a tokenizer.json) where one would be trained."""
-
-    def write(self, folder: Path) -> None:
-        """Write the tokenizer's files into `folder`, which is there and empty."""
-        ...
-
-
 def token_steps(
-    dataset: Path, tokenizer: TokenizerConfig | TokenizerSource, seed: int, before: Sequence[Step]
+    dataset: Path,
+    tokenizer: TokenizerConfig | TokenizerExtension | TokenizerSource,
+    seed: int,
+    before: Sequence[Step],
+    split_languages: bool = False,
 ) -> list[Step]:
     """The steps that train the tokenizer and write the token shards."""
     inputs = [dataset / step.folder for step in before]
@@ -109,7 +106,7 @@ def token_steps(
     tokens_key = make_key(
         "tokens",
         version=TOKENS_VERSION,
-        settings=seed,
+        settings=[seed, "by language"] if split_languages else seed,
         inputs=[training_key, *keys],
         libraries=TOKENS_LIBRARIES,
         writes_tables=False,
@@ -118,6 +115,8 @@ def token_steps(
     def train(output: Path, engine: Engine) -> dict[str, Any]:
         if isinstance(tokenizer, TokenizerConfig):
             train_tokenizer(tokenizer, kept_shards(inputs), output)
+        elif isinstance(tokenizer, TokenizerExtension):
+            extend_tokenizer(tokenizer, kept_shards(inputs), output)
         else:
             tokenizer.write(output)
         trained = load_tokenizer(output)
@@ -126,7 +125,14 @@ def token_steps(
     training = Step("tokenizer", training_key, train)
 
     def tokenize(output: Path, engine: Engine) -> dict[str, Any]:
-        counts = tokenize_stage(kept_shards(inputs), dataset / training.folder, output / "tokens", engine, seed=seed)
+        counts = tokenize_stage(
+            kept_shards(inputs),
+            dataset / training.folder,
+            output / "tokens",
+            engine,
+            seed=seed,
+            split_languages=split_languages,
+        )
         return {
             "counts_by_split": {
                 split: {source: asdict(books) for source, books in by_source.items()}

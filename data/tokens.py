@@ -32,6 +32,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from data.chat_tokens import chat_encoder
 from data.engine import Engine
+from data.languages import language_of
 from data.tables import atomic_path, read_documents
 from data.tokenize import token_dtype, tokenize
 from data.tokenizer import load_tokenizer
@@ -79,20 +80,27 @@ class SourceCounts:
 
 
 def tokenize_stage(
-    shards: Sequence[Path], tokenizer: Path, output: Path, engine: Engine, *, seed: int = 0
+    shards: Sequence[Path],
+    tokenizer: Path,
+    output: Path,
+    engine: Engine,
+    *,
+    seed: int = 0,
+    split_languages: bool = False,
 ) -> dict[str, dict[str, SourceCounts]]:
     """Encode document shards and write `output`/{train,heldout}; the counts by split and source.
 
     Documents go to the split that meta["split"] names, to "train" without one. `output` appears at once, whole: until
     then the work is in `output`.partial. Bytes depend on documents, tokenizer and seed only, not on the engine, its
-    workers, or how documents are spread over shards.
+    workers, or how documents are spread over shards. split_languages: each language of a source becomes a source of its
+    own here, "web:de", with weights and held-out scores of its own.
     """
     work = output.with_name(output.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     runs = [work / "runs" / f"{number:05d}" for number in range(len(shards))]
     for run in runs:
         run.mkdir(parents=True)
-    encode = _EncodeShard(tokenizer=str(tokenizer), seed=seed)
+    encode = _EncodeShard(tokenizer=str(tokenizer), seed=seed, split_languages=split_languages)
     engine.map_shards(encode, [(str(shard), str(run)) for shard, run in zip(shards, runs)], label="tokenize")
     counts = {split: _write_split(work, runs, split, tokenizer, engine, seed) for split in SPLITS}
     shutil.rmtree(work / "runs", ignore_errors=True)
@@ -107,6 +115,7 @@ class _EncodeShard:
 
     tokenizer: str
     seed: int
+    split_languages: bool
 
     def __call__(self, item: tuple[str, str]) -> int:
         shard, run = Path(item[0]), Path(item[1])
@@ -119,7 +128,8 @@ class _EncodeShard:
             if split not in SPLITS:
                 raise ValueError(f"{shard}: document {document.id} has split {split!r}; expected {' or '.join(SPLITS)}")
             key = xxhash.xxh64_intdigest(document.id.encode(), self.seed)
-            rows.append((split, document.source, key, document.id, tokens))
+            source = f"{document.source}:{language_of(document)}" if self.split_languages else document.source
+            rows.append((split, source, key, document.id, tokens))
         rows.sort(key=lambda row: row[:4])
         _write_run(run, rows, token_dtype(tokenizer.vocab_size))
         return len(rows)

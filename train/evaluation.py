@@ -212,16 +212,16 @@ def compressed_scores(dataset: Path, rows: Mapping[str, HeldOutRows]) -> dict[st
 
 def _heldout_texts(dataset: Path, rows: Mapping[str, HeldOutRows]) -> dict[str, list[bytes]]:
     """UTF-8 texts of exactly the documents that the rows hold."""
-    wanted = {
-        (source, doc_id)
+    source_of = {  # a source here may be one language of the document's
+        doc_id: source
         for source, part in rows.items()
         for doc_id in part.reader.doc_ids(source, np.arange(part.num_documents))
     }
     texts: dict[str, list[bytes]] = {source: [] for source in rows}
     for shard in document_shards(dataset):
         for document in read_documents(shard):
-            if (document.source, document.id) in wanted:
-                texts[document.source].append(document.text.encode())
+            if document.id in source_of:
+                texts[source_of[document.id]].append(document.text.encode())
     for source, part in rows.items():
         found = sum(map(len, texts[source]))
         if found != part.num_bytes:

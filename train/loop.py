@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from data.loader import open_loader
 from data.manifest import read_manifest
 from data.tokenizer import load_tokenizer
-from models.checkpoints.tuned import load_tuned
+from models.extend import load_extended
 from models.sharding import batch_sharding, check_mesh, make_mesh
 from train.checkpoint import Checkpoints
 from train.config import Config, to_json
@@ -106,7 +106,9 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
     first_step = checkpoints.latest or 0
     weights, fingerprint = None, None
     if config.init_from and (not first_step or checkpoints.without_base):
-        weights, fingerprint = load_tuned(config.init_from, config.model, mesh, config.tuning, seed=options.seed)
+        weights, fingerprint = load_extended(
+            config.init_from, config.model, mesh, config.tuning, dataset / "tokenizer", seed=options.seed
+        )
     identity = {  # what must not change within a run
         "model": {k: v for k, v in to_json(config.model).items() if k not in ("dtype", "execution")},
         "optimizer": type(config.optimizer).__name__,
