@@ -27,8 +27,8 @@ from models.config import (
     RMSNorm,
     Rotary,
 )
+from models.products import weight_product
 from models.rows import RowContext
-from models.sharding import constrain, reduced
 
 EMBEDDING_STDDEV = 0.02  # GPT-2 (Radford et al. 2019), code release
 ACTIVATIONS = {
@@ -73,8 +73,8 @@ class Linear(nnx.Module):
         self.axes, self.dtype = axes, dtype
 
     def __call__(self, x: Float[Array, "*batch I"], rows: RowContext | None = None) -> Float[Array, "*batch O"]:
-        kernel = gathered(self.kernel.get_value().astype(self.dtype), self.axes)
-        return finished(self, x, x.astype(self.dtype) @ kernel, rows)
+        y = weight_product(x.astype(self.dtype), self.kernel.get_value().astype(self.dtype), self.axes)
+        return finished(self, x, y, rows)
 
     def full_kernel(self) -> Float[Array, "*layers I O"]:
         """The matrix that the product is made with."""
@@ -86,25 +86,6 @@ def finished(linear: Any, x: Array, y: Array, rows: RowContext | None) -> Array:
     if linear.lora is not None:
         y = linear.lora(x, y, linear.full_kernel, rows)
     return y if linear.bias is None else y + linear.bias.get_value().astype(linear.dtype)
-
-
-def gathered(kernel: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """The kernel whole over `fsdp`: named here, so that the compiler gathers weights and never moves activations.
-
-    Its gradient is `reduced` into parts; left to itself the TPU compiler moves twice the bytes.
-    """
-    if jax.sharding.get_abstract_mesh().size <= 1:
-        return kernel
-
-    @jax.custom_vjp
-    def gather(kernel: jax.Array) -> jax.Array:
-        return constrain(kernel, [None if name == "embed" else name for name in axes])
-
-    def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
-        return (reduced(gradient, axes),)
-
-    gather.defvjp(lambda kernel: (gather(kernel), None), backward)
-    return gather(kernel)
 
 
 class Norm(nnx.Module):

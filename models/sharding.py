@@ -208,16 +208,6 @@ def check_mesh(
         )
 
 
-def reduced(gradient: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """A weight's gradient, summed over the data axes so that each device gets its own part: a reduce-scatter.
-
-    Said in two steps, whole and then in parts, because a compiler that is told only the parts may cut the product that
-    makes the gradient into thin ones. Dims that the mesh does not divide stay whole.
-    """
-    whole = constrain_evenly(gradient, [None if name == "embed" else name for name in axes])
-    return constrain_evenly(whole, axes)
-
-
 def constrain_evenly(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """`constrain`, but for the dims that the mesh does not divide: those stay whole."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -23,7 +23,6 @@ from models.layers import (
     EMBEDDING_STDDEV,
     Linear,
     Norm,
-    gathered,
     linear_settings,
     make_mlp,
     residual_stddev,
@@ -31,6 +30,7 @@ from models.layers import (
     rotate,
     truncated_normal,
 )
+from models.products import gathered, looked_up
 from models.rows import RowContext
 from models.sharding import constrain, param_shardings
 
@@ -196,8 +196,7 @@ class CausalLM(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Token (and position) embeddings, scaled and normed as the config says, in the compute dtype."""
         part, dtype = self.config.embedding, self.config.dtype
-        table_VD = gathered(self.embedding.get_value().astype(dtype), ("vocab", "embed"))
-        x_BTD = table_VD[inputs_BT]
+        x_BTD = looked_up(self.embedding.get_value().astype(dtype), inputs_BT, ("vocab", "embed"))
         if self.embedding_lora is not None:
             x_BTD = self.embedding_lora.lookup(inputs_BT, x_BTD, self.embedding.get_value, rows)
         if part.scale != 1.0:

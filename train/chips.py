@@ -97,6 +97,11 @@ class Topology:
         return self.about.memory_gib * GIB // self.about.devices
 
     @property
+    def platform(self) -> str:
+        """ "tpu" or "gpu"."""
+        return "gpu" if self.chip == "h100" else "tpu"
+
+    @property
     def name(self) -> str:
         """As it is written on the command line."""
         return (f"{self.slices}*" if self.slices > 1 else "") + f"{self.chip}:{'x'.join(map(str, self.shape))}"

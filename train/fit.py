@@ -53,7 +53,7 @@ def auto_fit(config: Config, state: Any, topology: Topology) -> list[Choice]:
     for context in divisors(math.gcd(MOST_CONTEXT, config.loader.seq_len)):
         for candidate in candidates(config, topology, context):
             sizes = dict(zip(MESH_AXES, dataclasses.astuple(candidate.mesh)))
-            memory = sum(memory_by_kind(candidate, state, sizes).values())
+            memory = sum(memory_by_kind(candidate, state, sizes, topology.platform).values())
             least = min(least, memory)
             if memory <= USABLE * topology.memory:
                 traffic = ideal_traffic(candidate, state, sizes, topology.domain)
@@ -106,7 +106,8 @@ def largest_rows(config: Config, state: Any, topology: Topology, measured: int |
     def needed(rows: int) -> int:
         loader = dataclasses.replace(config.loader, global_batch_size=rows * devices)
         one = dataclasses.replace(config.train, grad_accum_steps=1)
-        return sum(memory_by_kind(dataclasses.replace(config, loader=loader, train=one), state, sizes).values())
+        larger = dataclasses.replace(config, loader=loader, train=one)
+        return sum(memory_by_kind(larger, state, sizes, topology.platform).values())
 
     offset = 0 if measured is None else measured - needed(here)
     limit = topology.memory if measured is not None else USABLE * topology.memory

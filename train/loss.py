@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from models.products import kernel_gradient
 from models.rows import RowContext
-from models.sharding import reduced
 from models.transformer import CausalLM
 
 Batch = Mapping[str, Array]
@@ -108,9 +108,8 @@ def _backward(chunks: int, softcap: float | None, residuals: tuple, gradients: t
     def products(grad_BTC: Array, kernel_DC: Array) -> tuple[Array, Array]:
         float32 = {"preferred_element_type": jnp.float32}
         hidden_grad_BTD = jnp.einsum("btc,dc->btd", grad_BTC, kernel_DC.astype(hidden_BTD.dtype), **float32)
-        kernel_grad_DC = jnp.einsum("btd,btc->dc", hidden_BTD, grad_BTC, **float32)
         # Each device keeps its part of the sum, so that no chunk of the matrix's gradient is ever whole.
-        return hidden_grad_BTD, reduced(kernel_grad_DC.astype(kernel_DV.dtype), ("embed", "vocab"))
+        return hidden_grad_BTD, kernel_gradient(hidden_BTD, grad_BTC, ("embed", "vocab"), kernel_DV.dtype)
 
     if chunks == 1:
         hidden_grad_BTD, kernel_grad_DV = products(of_logits(logits_BTV, 0), kernel_DV)

@@ -17,26 +17,29 @@ from train.cost import attention_shape, local_bytes, micro_tokens
 from train.parameters import weight_bytes
 
 LANES = 128  # float32 numbers that splash keeps of every query and head: its log-sum-exp, once in each lane
-HEAP = 1.10  # what the compiler's heap takes over the sum of the arrays in it: gaps between them
+# What a compiler's heap takes over the arrays that are in it at once, for the gaps between them; measured.
+HEAP = {"cpu": 1.0, "gpu": 1.0, "tpu": 1.33}
 
 
-def memory_by_kind(config: Config, state: Any, sizes: Mapping[str, int]) -> dict[str, int]:
+def memory_by_kind(config: Config, state: Any, sizes: Mapping[str, int], platform: str | None = None) -> dict[str, int]:
     """Bytes of one device at the moment of a step that needs the most: the backward pass of a layer, or the logits.
 
-    sizes: devices of every mesh axis; the state may have been described on any mesh. Models that compute in float32
-    are taken to run on a CPU, those in bfloat16 on an accelerator with a fused attention kernel.
+    sizes: devices of every mesh axis; the state may have been described on any mesh. platform: "cpu", "gpu" or "tpu";
+    None: a CPU for a model that computes in float32, else a TPU.
     """
     model = config.model
+    platform = platform or ("cpu" if model.dtype == "float32" else "tpu")
     tokens, item = micro_tokens(config, sizes), jnp.dtype(model.dtype).itemsize
-    layer = layer_bytes(config, sizes, tokens, item)
-    output = output_bytes(config, state, sizes, tokens, item)
+    layer = layer_bytes(config, sizes, tokens, item, platform)
+    output = output_bytes(config, sizes, tokens, item)
+    accumulated = 2 if config.train.grad_accum_steps > 1 else 1  # the sum so far, and the next micro-batch's
     kinds = {
         **weight_bytes(state, lambda leaf: local_bytes(leaf, sizes)),
         "optimizer": local_bytes(state.opt_state, sizes),
         "EMA": local_bytes(state.ema, sizes),
-        "gradients": HEAP * local_bytes(state.params, sizes),
-        "activations saved": HEAP * saved_bytes(config, sizes, tokens, item),
-        "one layer's backward pass" if layer >= output else "logits": HEAP * max(layer, output),
+        "gradients": accumulated * local_bytes(state.params, sizes),
+        "activations saved": saved_bytes(config, sizes, tokens, item),
+        "one layer's backward pass" if layer >= output else "logits": HEAP[platform] * max(layer, output),
     }
     return {kind: int(number) for kind, number in kinds.items() if number}
 
@@ -53,28 +56,27 @@ def saved_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int
     return model.num_layers * (tokens * each * item + (scores(config, sizes) if model.execution.remat == "none" else 0))
 
 
-def layer_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int) -> float:
+def layer_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int, platform: str) -> float:
     """What one layer has in its backward pass: recomputed activations, their gradients, weights and theirs."""
     model, tensor = config.model, sizes["tensor"]
     if model.execution.remat == "none":
         return tokens * (4 * model.embed_dim + (hidden(model) + 1) * model.mlp_dim / tensor) * item
     heads = (3 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim / tensor
-    activations = tokens * item * (10 * model.embed_dim + heads + (hidden(model) + 1) * model.mlp_dim / tensor)
+    residual = 10 if platform == "tpu" else 6  # arrays as wide as the residual stream; TPUs copy some to other layouts
+    activations = tokens * item * (residual * model.embed_dim + heads + (hidden(model) + 1) * model.mlp_dim / tensor)
     matrices = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim + (hidden(model) + 1) * model.mlp_dim
     weights = 2 * matrices * model.embed_dim * item / tensor
-    kept_by_kernel = tokens * model.num_heads / tensor * LANES * 4 if item == 2 else 2 * scores(config, sizes)
+    kept_by_kernel = tokens * model.num_heads / tensor * LANES * 4 if platform == "tpu" else 2 * scores(config, sizes)
     return activations + weights + kept_by_kernel
 
 
-def output_bytes(config: Config, state: Any, sizes: Mapping[str, int], tokens: int, item: int) -> float:
-    """What the loss has at its fullest: the gathered output matrix, logits of a chunk and their gradients."""
+def output_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int) -> float:
+    """What the loss has at its fullest: the gathered output matrix, a chunk's logits (float32) and their gradients."""
     model, tensor = config.model, sizes["tensor"]
     words = min(config.train.vocab_chunk or model.vocab_size, model.vocab_size)
-    chunked = words < model.vocab_size
-    table = model.vocab_size * model.embed_dim / tensor * item
-    gathered = (2 if chunked else 1) * table if sizes["fsdp"] > 1 else 0
-    logits = tokens * words / tensor * (4 + 4 + (item if item == 2 else 4))
-    return gathered + logits + tokens * model.embed_dim * (2 * item + 4)
+    gathered = model.vocab_size * model.embed_dim / tensor * item if sizes["fsdp"] > 1 else 0
+    logits = tokens * words / tensor * (4 + item)
+    return gathered + logits + tokens * model.embed_dim * (item + 4)
 
 
 def hidden(model: ModelConfig) -> int:

@@ -36,7 +36,7 @@ def compiled(path: str, machine: str, overrides: list[str]) -> dict:
         kernel = choose_kernel(attention_shape(config, config.model.pattern[0]), config.model.execution.kernel).name
     text = program.as_text()
     found = collectives(text, topology.domain)
-    predicted = memory_by_kind(config, describe_run(config, mesh).state, dict(mesh.shape))
+    predicted = memory_by_kind(config, describe_run(config, mesh).state, dict(mesh.shape), topology.platform)
     return {
         "device": mesh.devices.flat[0].device_kind,
         "devices": mesh.size,
