@@ -10,11 +10,9 @@ from dataclasses import dataclass
 
 VERSION = 1
 _BREAK = re.compile(r"(\n(?:[ \t]*\n)+)")  # what indents the next line is left: it tells code from prose
-_TURN = re.compile(
-    r"^\s*(?:[-–—]\s*\w|[\"“«‹„]|(?:[A-Z][\w.' -]{0,40}|\S{1,30}):\s)", re.MULTILINE
-)  # dash, quote, "Name: "
-_LIST = re.compile(r"^\s*(?:[-*•+]\s|\d+[.)]\s|[a-z][.)]\s|>|\||#|={2,}|-{3,}|\.\. )", re.MULTILINE)
-_CODE = re.compile(r"^(?: {4}|\t)|^\s*(?:>>>|\.\.\. |```)|[{};]\s*$|[=<>+*/]=|->|\(\)", re.MULTILINE)
+_TURN = re.compile(r"[-–—]\s*\w|[\"“«‹„]|(?:[A-Z][\w.' -]{0,40}|\S{1,30}):\s")  # a dash, a quote, "Name: "
+_LIST = re.compile(r"[-*•+]\s|\d+[.)]\s|[a-z][.)]\s|[>|#]|={2,}|-{3,}|\.\.\s|>>>|```")
+_CODE = ("()", "->", "==", "!=", "<=", ">=", "+=", "-=", "*=", "/=", ":=")  # what prose does not hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +54,17 @@ def sentences(text: str, language: str) -> list[Piece]:
 
 def is_dialogue(paragraph: str) -> bool:
     """Whether somebody speaks at the start of a line: such turns have an order that carries their meaning."""
-    return _TURN.search(paragraph) is not None
+    return any(_TURN.match(line.lstrip()) for line in paragraph.split("\n"))
 
 
 def is_prose(paragraph: str) -> bool:
     """Whether a paragraph is running text: no list, table, heading, quotation mark-up or code."""
-    return bool(paragraph.strip()) and _LIST.search(paragraph) is None and _CODE.search(paragraph) is None
+    if not paragraph or paragraph.isspace() or any(sign in paragraph for sign in _CODE):
+        return False
+    for line in paragraph.split("\n"):
+        if line.startswith(("    ", "\t")) or _LIST.match(line.lstrip()) or line.rstrip().endswith(("{", "}", ";")):
+            return False
+    return True
 
 
 def joined(pieces: list[Piece]) -> str:
