@@ -60,7 +60,7 @@ def tar_members(stream: Any, max_members: int) -> Iterator[Member]:
     try:
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_BoundedInfo) as archive:
             for count, info in enumerate(archive):
-                archive.members = []  # which tarfile would keep to the end
+                archive.members = []  # type: ignore[attr-defined]  # which tarfile would keep to the end
                 if count >= max_members:
                     raise BombError(f"more than {max_members} members")
                 if info.issym() or info.islnk():

@@ -65,8 +65,8 @@ def records(name: str, count: int, rng: random.Random) -> Iterator[bytes]:
                 if number % 3 == 0
                 else f'PostTypeId="2" ParentId="{number - number % 3}"'
             )
-            body = "&lt;p&gt;" + escaped.replace("\n", "&lt;/p&gt;&#xA;&lt;p&gt;") + "&lt;/p&gt;"
-            yield f'  <row Id="{number}" {kind} Score="3" CreationDate="2020-01-01" Body="{body}" />\n'.encode()
+            markup = "&lt;p&gt;" + escaped.replace("\n", "&lt;/p&gt;&#xA;&lt;p&gt;") + "&lt;/p&gt;"
+            yield f'  <row Id="{number}" {kind} Score="3" CreationDate="2020-01-01" Body="{markup}" />\n'.encode()
         elif name == "mediawiki":
             wiki = f"'''Page''' in [[link|label]].<ref>x</ref>\n== Part ==\n{text}{{{{t|a=b}}}}".replace("<", "&lt;")
             revision = f"<revision><text>{wiki}</text></revision>"
@@ -159,11 +159,10 @@ def generate(name: str, folder: Path, megabytes: int) -> tuple[str, int]:
 
         pack = zstandard.ZstdCompressor().compress
     if name in ("stack_exchange", "reddit", "twitter", "mbox"):  # ids must differ: every block is written anew
-        total = 0
+        total, block = 0, b"".join(records(name, 3000, random.Random(0)))
         with path.open("wb") as out:
             out.write(heads.get(name, b""))
             for start in range(0, 10**9, 3000):
-                block = b"".join(records(name, 3000, random.Random(start))) if start == 0 else block
                 fresh = _renumber(block, name, start)
                 out.write(pack(fresh) if pack else fresh)
                 total += len(fresh)
@@ -199,8 +198,8 @@ def _folder(name: str, folder: Path, size: int, rng: random.Random) -> tuple[str
             post = (
                 '<div class="post"><p class="author"><strong>a</strong></p><div class="postbody"><div class="content">'
             )
-            posts = "".join(f"{post}{part}</div></div></div>" for part in text[:60_000].split(".\n"))
-            data, suffix = f"<html><title>T</title><body>{posts}</body></html>".encode(), "html"
+            thread = "".join(f"{post}{part}</div></div></div>" for part in text[:60_000].split(".\n"))
+            data, suffix = f"<html><title>T</title><body>{thread}</body></html>".encode(), "html"
         elif name == "discourse":
             posts = [{"username": "a", "cooked": f"<p>{part}</p>"} for part in text.split(".\n")]
             data, suffix = json.dumps({"id": number, "title": "T", "post_stream": {"posts": posts}}).encode(), "json"

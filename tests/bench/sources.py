@@ -159,8 +159,8 @@ def main() -> None:
                 print(f"{name:<16}{size / 1e6:>8,.0f}{speed:>10}{peak:>10}{done['documents']:>12,}", flush=True)
                 if name == "warc":
                     results["warc_over_fastwarc"] = round(warc_over_fastwarc(path), 3)
-    if folder := os.environ.get("SLUICE_REAL_DATA"):
-        results.update({key: round(value, 4) for key, value in extraction(Path(folder)).items()})
+    if real_data := os.environ.get("SLUICE_REAL_DATA"):
+        results.update({key: round(value, 4) for key, value in extraction(Path(real_data)).items()})
     else:
         results["missing"] = ["SLUICE_REAL_DATA: extraction is not measured"]
     for key, value in results.items():

@@ -177,7 +177,7 @@ def test_reddit_threads_are_rebuilt_from_two_dumps(tmp_path: Path) -> None:
 
 
 def test_twitter_of_both_versions_and_an_account_archive(tmp_path: Path) -> None:
-    old = [
+    old: list[dict] = [
         {"id_str": "1", "full_text": "Cut \u2026", "user": {"screen_name": "ann"}, "lang": "en", "favorite_count": 3,
          "extended_tweet": {"full_text": "A whole thought &amp; more https://t.co/x", "entities": {}}},
         {"id_str": "2", "text": "@ann agreed", "user": {"screen_name": "bob"}, "in_reply_to_status_id_str": "1"},

@@ -337,7 +337,7 @@ def test_hugging_face_datasets_are_streamed_and_a_broken_file_is_counted(tmp_pat
     assert reasons(read(HfDatasetSource(name="h", path=str(tmp_path), text_field="none"))[1])["no_text_field"] >= 40
     for wrong in ({"split": "test"}, {"path": str(tmp_path / "missing")}):
         with pytest.raises(ValueError, match=r"^dataset '.*', split '.*': "):
-            HfDatasetSource(**{"name": "h", "path": str(tmp_path), **wrong}).shards()
+            HfDatasetSource(**{"name": "h", "path": str(tmp_path), **wrong}).shards()  # type: ignore[arg-type]
 
 
 WIKI = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" xml:lang="eo"><siteinfo/>
