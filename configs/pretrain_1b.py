@@ -1,7 +1,10 @@
 """One billion parameters on a slice of 16 chips, from your own JSON Lines.
 
-python -m train.main --config configs/pretrain_1b.py --dry-run
-python -m train.main --config configs/pretrain_1b.py "data.sources.web.paths=('corpus/web/*.jsonl.zst',)"
+    python -m train.main --config configs/pretrain_1b.py --dry-run --compile v5e:4x4
+    python -m train.main --config configs/pretrain_1b.py "data.sources.web.paths=('corpus/web/*.jsonl.zst',)"
+
+For another machine, `--dry-run --auto-fit v5p:2x2x2` says mesh, micro-batch and rematerialisation; launch/main.py
+starts it on a pod, Slurm or Kubernetes.
 """
 
 from dataclasses import replace
