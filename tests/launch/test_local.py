@@ -1,0 +1,94 @@
+"""The local launcher: who is started again and who is not, signals handed on, nobody left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.local import run
+
+# Counts its starts in the file of its number, then does what it is told for that start.
+PROGRAM = """
+import os, signal, subprocess, sys, time
+folder, *acts = sys.argv[1:]
+index = int(os.environ.get("SLUICE_PROCESS_INDEX", 0))
+path = os.path.join(folder, str(index))
+start = len(open(path).read()) if os.path.exists(path) else 0
+open(path, "a").write("x")
+print("start", start, "of", index, os.environ.get("SLUICE_PROCESS_COUNT"), flush=True)
+for act in acts[min(start, len(acts) - 1)].split(","):
+    what, _, who = act.partition("@")
+    if who and int(who) != index:
+        continue
+    if what == "wait":
+        time.sleep(30)
+    elif what == "worker":
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)  # " + folder])
+    elif what == "polite":
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+    elif what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        sys.exit(int(what))
+"""
+
+
+def start(folder: Path, *acts: str, processes: int = 2, restarts: int = 3, grace: float = 0.3) -> tuple[int, list[int]]:
+    """(exit code, starts of each process); nothing that was started is left."""
+    code = run([sys.executable, "-c", PROGRAM, str(folder), *acts], processes=processes, restarts=restarts, grace=grace)
+    shown = subprocess.run(["ps", "-eo", "ppid,stat,args"], capture_output=True, text=True).stdout.splitlines()
+    assert not [line for line in shown if str(folder) in line]
+    assert not [line for line in shown if line.split()[0] == str(os.getpid()) and line.split()[1].startswith("Z")]
+    return code, [len((folder / str(index)).read_text()) for index in range(processes)]
+
+
+@pytest.mark.parametrize(
+    ("acts", "expected"),
+    [
+        (["0"], (0, [1, 1])),
+        (["kill@1,wait@0", "0"], (0, [2, 2])),  # one dies, the other hangs in a collective
+        (["75", "0"], (0, [2, 2])),  # preempted
+        (["3@1,wait@0", "0"], (3, [1, 1])),  # said why: not started again
+        (["75"], (75, [4, 4])),  # never goes on
+        (["worker,kill@0,wait@1", "0"], (0, [2, 2])),  # its workers end with it
+    ],
+)
+def test_all_start_again_after_a_kill_or_75_and_not_after_another_code(tmp_path, acts, expected):
+    assert start(tmp_path, *acts) == expected
+
+
+def test_one_that_is_stopped_ends_with_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("launch.local.LAST_WORDS", 0.3)
+    assert start(tmp_path, "stop@1,75@0", "0") == (0, [2, 2])
+
+
+def test_sigterm_is_handed_on_and_ends_the_launcher_with_75(tmp_path, capfd):
+    def ask():
+        while not all((tmp_path / name).exists() for name in "01"):
+            time.sleep(0.02)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    assert start(tmp_path, "polite,wait", grace=10.0) == (75, [1, 1])
+    asker.join()
+    out = capfd.readouterr().out.splitlines()
+    assert sorted(out) == ["[0] start 0 of 0 2", "[1] start 0 of 1 2"]
+
+
+def test_lines_are_kept_by_process_and_the_commands_can_be_seen(tmp_path, capsys):
+    command = [sys.executable, "-c", "print('a b'); print('no newline', end='')"]
+    assert run(command, processes=1, log_dir=tmp_path / "logs") == 0
+    assert (tmp_path / "logs" / "process-0.log").read_text() == "a b\nno newline\n"
+    assert run(["train", "a 'b'"], processes=2, devices=2, environment={"X": "1 2"}, dry_run=True) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "SLUICE_PROCESS_INDEX=1" in line and "X='1 2'" in line and "train 'a '\"'\"'b'\"'\"''" in line
+    assert "--xla_force_host_platform_device_count=2" in line

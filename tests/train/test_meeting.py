@@ -1,0 +1,127 @@
+"""Processes that do not come, differ, die, fall silent or stand still: each gives its own sentence, in its limit."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.local import _two_free_ports
+from train.distributed import find_place, first_host
+from train.meeting import MeetingConfig, Place
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from train.meeting import MeetingConfig, Place, join
+index, count, port, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+processes = join(Place(address="127.0.0.1:" + port, index=index, count=count), MeetingConfig(join=2.0, silent=1.5, stall=3.0))
+processes.stacks = Path(sys.argv[5])
+print(processes.exchange("squares", index * index), flush=True)
+if index == 1 and what == "error":
+    processes.close("its disk is full", 1)
+    sys.exit(1)
+for step in range(12):
+    if index == 1 and step == 3 and what == "die":
+        os._exit(9)
+    if index == 1 and step == 3 and what == "stop":
+        os.kill(os.getpid(), 19)
+    if index == 1 and step == 3 and what == "stall":
+        time.sleep(60)
+    processes.beat(step, "in its step")
+    time.sleep(0.05 if what == "none" else 0.6)
+processes.close()
+"""
+
+
+def meet(folder: Path, indices: list[int], count: int, what: str = "none") -> list[tuple[int, str]]:
+    """(exit code, output) of each process; one that is stopped is ended by SIGKILL when the others have ended."""
+    port = str(_two_free_ports())
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(index), str(count), port, what, str(folder / "stacks")],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in indices
+    ]
+    if what == "stop":
+        running[0].wait(20)
+        running[1].send_signal(signal.SIGKILL)
+    outputs = [process.communicate(timeout=20)[0] for process in running]
+    return [(process.returncode, output) for process, output in zip(running, outputs)]
+
+
+def test_all_learn_what_all_say(tmp_path):
+    assert meet(tmp_path, [0, 1, 2], 3) == [(0, "[0, 1, 4]\n")] * 3
+
+
+def test_who_does_not_come_is_named_by_all_that_did(tmp_path):
+    began = time.monotonic()
+    sentence = "error: 3 of 4 processes joined within 2 s; missing: 2\n"
+    assert meet(tmp_path, [0, 1, 3], 4) == [(75, sentence)] * 3
+    assert time.monotonic() - began < 8
+
+
+def test_without_process_0_the_address_is_named(tmp_path):
+    ((code, output),) = meet(tmp_path, [1], 2)
+    assert code == 75 and "could not reach process 0 at 127.0.0.1:" in output and "within 2 s" in output
+
+
+def test_the_sentence_of_one_is_the_sentence_of_all(tmp_path):
+    (code_0, output_0), (code_1, _) = meet(tmp_path, [0, 1], 2, "error")
+    assert (code_0, code_1) == (1, 1) and output_0.endswith("error: process 1: its disk is full\n")
+
+
+@pytest.mark.parametrize(("what", "words"), [("die", "is gone"), ("stop", "fell silent"), ("stall", "stands still")])
+def test_who_dies_or_stalls_is_named_with_steps_and_stacks(tmp_path, what, words):
+    results = meet(tmp_path, [0, 1], 2, what)
+    code, output = results[0]
+    assert code == 75 and f"error: process 1 {words}; process 0: step " in output
+    assert "; process 1: step 2, in its step for" in output  # it did not come to tell of step 3
+    assert 'File "<string>", line' in output  # the main thread's stack
+    written = (tmp_path / "stacks" / "process-0.txt").read_text()
+    assert written.startswith(f"process 1 {words}") and "most recent call first" in written
+    if what == "stall":
+        assert results[1][0] == 75 and (tmp_path / "stacks" / "process-1.txt").exists()
+
+
+def test_where_a_process_stands_comes_from_its_environment():
+    ours = {"SLUICE_COORDINATOR": "a:1", "SLUICE_PROCESS_INDEX": "1", "SLUICE_PROCESS_COUNT": "2"}
+    assert find_place(ours) == Place(address="a:1", index=1, count=2)
+    jaxs = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_PROCESS_INDEX": "0", "JAX_PROCESS_COUNT": "4"}
+    assert find_place(jaxs) == Place(address="a:1", index=0, count=4)
+    slurm = {
+        "SLURM_STEP_NUM_TASKS": "16",
+        "SLURM_STEP_NODELIST": "gpu[03-04]",
+        "SLURM_JOB_ID": "7",
+        "SLURM_PROCID": "9",
+    }
+    node = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7", "SLURM_LOCALID": "1"}
+    assert find_place(slurm | node) == Place(address="gpu03:20014", index=9, count=16, local_device=1)
+    assert find_place(slurm | {"CUDA_VISIBLE_DEVICES": "1"}) == Place(address="gpu03:20014", index=9, count=16)
+    gke = {"TPU_WORKER_HOSTNAMES": "w0,w1,w2,w3", "TPU_WORKER_ID": "2"}
+    assert find_place(gke) == Place(address="w0:8700", index=2, count=4)
+    two = {"MEGASCALE_COORDINATOR_ADDRESS": "s0:8080", "MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}
+    assert find_place(gke | two) == Place(address="s0:8700", index=6, count=8)
+    assert find_place({}) is None
+    with pytest.raises(
+        ValueError, match=r"SLUICE_COORDINATOR is set, SLUICE_PROCESS_COUNT, SLUICE_PROCESS_INDEX is not"
+    ):
+        find_place({"SLUICE_COORDINATOR": "a:1"})
+    assert [first_host(nodes) for nodes in ("n1", "n1,n2", "n[007-9,12],m", "n[1,3]-ib")] == [
+        "n1",
+        "n1",
+        "n007",
+        "n1-ib",
+    ]
+
+
+def test_limits_must_be_positive():
+    with pytest.raises(ValueError, match=r"meeting\.silent=0.0: expected seconds above 0"):
+        MeetingConfig(silent=0.0)
