@@ -6,6 +6,7 @@ Lines come out with the number of their process in front. A process that ends wi
 go on, and is started again; one that ends with another code has said why, and is not.
 """
 
+import contextlib
 import os
 import selectors
 import shlex
@@ -199,10 +200,8 @@ def _ending(code: int) -> str:
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
     """To the process and its children; a stopped one (SIGSTOP) ends by SIGKILL all the same."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _two_free_ports() -> int:

@@ -5,11 +5,11 @@ SLUICE_PROCESS_COUNT, or JAX_COORDINATOR_ADDRESS, JAX_PROCESS_INDEX and JAX_PROC
 the metadata of a TPU virtual machine. CPU processes talk over gloo, GPUs over NCCL, TPUs over their own links.
 """
 
-import glob
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -77,7 +77,7 @@ def _tpu(environ: Mapping[str, str]) -> Place | None:
     slices = {name: environ.get(f"MEGASCALE_{name}") for name in ("COORDINATOR_ADDRESS", "NUM_SLICES", "SLICE_ID")}
     if (
         not hosts
-        and (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+        and [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
         and not environ.get("TPU_SKIP_MDS_QUERY")
     ):
         endpoints, index = _metadata("worker-network-endpoints"), _metadata("agent-worker-number")

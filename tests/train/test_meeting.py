@@ -18,7 +18,8 @@ import os, sys, time
 from pathlib import Path
 from train.meeting import MeetingConfig, Place, join
 index, count, port, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-processes = join(Place(address="127.0.0.1:" + port, index=index, count=count), MeetingConfig(join=2.0, silent=1.5, stall=3.0))
+limits = MeetingConfig(join=2.0, silent=1.5, stall=3.0)
+processes = join(Place(address="127.0.0.1:" + port, index=index, count=count), limits)
 processes.stacks = Path(sys.argv[5])
 print(processes.exchange("squares", index * index), flush=True)
 if index == 1 and what == "error":
