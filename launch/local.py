@@ -9,14 +9,12 @@ go on, and is started again; one that ends with another code has said why, and i
 import contextlib
 import os
 import selectors
-import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO
 
 STOPPED = 75  # a run that can go on (EX_TEMPFAIL of sysexits.h)
@@ -32,25 +30,17 @@ def run(
     devices: int | None = None,
     restarts: int = 3,
     environment: Mapping[str, str] | None = None,
-    log_dir: Path | None = None,
-    dry_run: bool = False,
     grace: float = GRACE,
 ) -> int:
     """Runs the command as that many processes until it ends; returns its exit code, 75 where it was asked to stop.
 
     devices: fake CPU devices of each process; None: those that it has. restarts: starts after a failure, without ten
-    good minutes between. environment: variables besides this process's own. log_dir: for the lines of each process.
-    dry_run: print the commands. grace: seconds for the others to end by themselves once one has. SIGTERM and SIGINT are
-    handed on.
+    good minutes between. environment: variables besides this process's own. grace: seconds for the others to end by
+    themselves once one has. SIGTERM and SIGINT are handed on.
     """
     if processes < 1 or restarts < 0:
         raise ValueError(f"local: processes={processes} and restarts={restarts}: expected at least 1 and 0")
-    group = _Group(command, processes, devices, dict(environment or {}), log_dir)
-    if dry_run:
-        for index in range(processes):
-            words = [f"{name}={shlex.quote(value)}" for name, value in sorted(group.variables(index, 9700).items())]
-            print(" ".join([*words, shlex.join(command)]) + (" &" if processes > 1 else ""))
-        return 0
+    group = _Group(command, processes, devices, dict(environment or {}))
     previous = {number: signal.signal(number, group.asked) for number in (signal.SIGTERM, signal.SIGINT)}
     failures = 0
     try:
@@ -75,16 +65,8 @@ def run(
 class _Group:
     """The processes of one start."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        count: int,
-        devices: int | None,
-        environment: dict[str, str],
-        log_dir: Path | None = None,
-    ):
+    def __init__(self, command: Sequence[str], count: int, devices: int | None, environment: dict[str, str]):
         self._command, self._count, self._devices, self._environment = list(command), count, devices, environment
-        self._log_dir = log_dir
         self._running: list[subprocess.Popen[bytes]] = []
         self.stop_asked = False
 
@@ -142,7 +124,7 @@ class _Group:
             process.wait()
             _signal_group(process, signal.SIGKILL)  # workers that outlived it
 
-    def variables(self, index: int, port: int) -> dict[str, str]:
+    def _variables(self, index: int, port: int) -> dict[str, str]:
         """What a process has in its environment besides this one's."""
         environment = self._environment | {"PYTHONUNBUFFERED": "1"}
         if self._count > 1:
@@ -162,11 +144,9 @@ class _Group:
         return environment
 
     def _start(self, index: int, port: int) -> subprocess.Popen[bytes]:
-        if self._log_dir is not None:
-            self._log_dir.mkdir(parents=True, exist_ok=True)
         return subprocess.Popen(
             self._command,
-            env=os.environ | self.variables(index, port),
+            env=os.environ | self._variables(index, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -183,9 +163,6 @@ class _Group:
                 streams.unregister(stream)
                 data = b"\n" if rest else b""
             *lines, key.data[1] = (rest + (data or b"")).split(b"\n")
-            if lines and self._log_dir is not None:
-                with (self._log_dir / f"process-{index}.log").open("ab") as log:
-                    log.writelines(line + b"\n" for line in lines)
             for line in lines:
                 prefix = f"[{index}] ".encode() if self._count > 1 else b""
                 sys.stdout.buffer.write(prefix + line + b"\n")

@@ -84,11 +84,8 @@ def test_sigterm_is_handed_on_and_ends_the_launcher_with_75(tmp_path, capfd):
     assert sorted(out) == ["[0] start 0 of 0 2", "[1] start 0 of 1 2"]
 
 
-def test_lines_are_kept_by_process_and_the_commands_can_be_seen(tmp_path, capsys):
-    command = [sys.executable, "-c", "print('a b'); print('no newline', end='')"]
-    assert run(command, processes=1, log_dir=tmp_path / "logs") == 0
-    assert (tmp_path / "logs" / "process-0.log").read_text() == "a b\nno newline\n"
-    assert run(["train", "a 'b'"], processes=2, devices=2, environment={"X": "1 2"}, dry_run=True) == 0
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert "SLUICE_PROCESS_INDEX=1" in line and "X='1 2'" in line and "train 'a '\"'\"'b'\"'\"''" in line
-    assert "--xla_force_host_platform_device_count=2" in line
+def test_one_process_has_its_lines_as_they_are(tmp_path, capfd):
+    program = "import os; print('a b'); print(os.environ['X'], os.environ['XLA_FLAGS'], end='')"
+    assert run([sys.executable, "-c", program], devices=2, environment={"X": "1 2"}) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "a b" and lines[1].startswith("1 2 ") and lines[1].endswith("_device_count=2")
