@@ -75,8 +75,8 @@ def dropped(x_BTI: Float[Array, "B T I"], rate: float, rows: RowContext | None, 
 def element_bits(keys_B2: UInt32[Array, "B 2"], shape: tuple[int, ...]) -> UInt32[Array, "B ..."]:
     """32 bits for every element of every row: its number, mixed with both words of the row's key.
 
-    The mixer is MurmurHash3's finaliser (Appleby 2008), twice. What decides dropout need not be a cipher: of 1,024 x 576
-    numbers on a CPU core threefry took 136 ms and this 2, and a step draws them for every adapted projection.
+    The mixer is MurmurHash3's finaliser (Appleby 2008), twice. What decides dropout need not be a cipher: for 1,024 x
+    576 numbers on a CPU core threefry took 136 ms and this 2, and a step draws them for every adapted projection.
     """
     numbers = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
     words = keys_B2.reshape(len(keys_B2), 2, *[1] * len(shape))
