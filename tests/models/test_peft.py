@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,15 @@ def shaken(model: CausalLM, seed: int = 1) -> CausalLM:
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
+@partial(jax.jit, static_argnums=0)  # compiled once for all models of the same structure
+def _logits(graph: Any, state: Any) -> jax.Array:
+    model = nnx.merge(graph, state)
+    positions = jnp.tile(jnp.arange(IDS.shape[1]), (len(IDS), 1))
+    return model.logits(model(jnp.asarray(IDS, jnp.int32), jnp.ones(IDS.shape, jnp.int32), positions))
+
+
 def logits_of(model: CausalLM) -> np.ndarray:
-    graph, state = nnx.split(model)
-    segments, positions = jnp.ones(IDS.shape, jnp.int32), jnp.tile(jnp.arange(IDS.shape[1]), (len(IDS), 1))
-
-    @jax.jit
-    def run(state: Any) -> jax.Array:
-        model = nnx.merge(graph, state)
-        return model.logits(model(jnp.asarray(IDS, jnp.int32), segments, positions))
-
-    return np.asarray(run(state))
+    return np.asarray(_logits(*nnx.split(model)))
 
 
 def their_logits(model: Any) -> np.ndarray:
@@ -94,7 +94,12 @@ def their_base(folder: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+def slow_but(names: tuple[str, ...], every: list[str]) -> list[Any]:
+    """The named cases in every run, the others where slow tests run too."""
+    return [pytest.param(name, marks=() if name in names else (pytest.mark.slow,)) for name in every]
+
+
+@pytest.fixture(scope="module", params=slow_but(("rslora", "dora", "embedding", "lm_head"), list(KINDS)))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any, Any]:
     """(base folder, adapter folder, the base, the adapted model) of one kind."""
     changes, lora = KINDS[request.param]
@@ -155,20 +160,20 @@ def theirs_saved(folder: Path, base_at: Path, **settings: Any) -> tuple[Path, np
     return folder, their_logits(model)
 
 
-@pytest.mark.parametrize(
-    ("changes", "settings"),
-    [
-        ({}, {"r": 4, "target_modules": ["q_proj", "v_proj"], "use_rslora": True}),
-        ({}, {"r": 4, "target_modules": "all-linear", "use_dora": True}),
-        ({}, {"r": 4, "target_modules": ["q_proj"], "layers_to_transform": [1], "rank_pattern": {"q_proj": 2}}),
-        ({}, {"r": 4, "target_modules": ["embed_tokens", "k_proj"], "alpha_pattern": {"k_proj": 5}}),
-        (UNTIED, {"r": 4, "target_modules": ["lm_head"], "modules_to_save": ["embed_tokens", "input_layernorm"]}),
-        (BIASED, {"r": 4, "target_modules": ["q_proj", "down_proj"], "bias": "all"}),
-        (GPT2, {"r": 4, "target_modules": ["c_attn", "mlp.c_proj"], "fan_in_fan_out": True}),
-    ],
-    ids=["rslora", "dora", "layers", "embedding", "modules_to_save", "biases", "gpt2"],
-)
-def test_we_read_what_peft_wrote(changes: dict[str, Any], settings: dict[str, Any], tmp_path: Path) -> None:
+THEIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "rslora": ({}, {"r": 4, "target_modules": ["q_proj", "v_proj"], "use_rslora": True}),
+    "dora": ({}, {"r": 4, "target_modules": "all-linear", "use_dora": True}),
+    "layers": ({}, {"r": 4, "target_modules": ["q_proj"], "layers_to_transform": [1], "rank_pattern": {"q_proj": 2}}),
+    "embedding": ({}, {"r": 4, "target_modules": ["embed_tokens", "k_proj"], "alpha_pattern": {"k_proj": 5}}),
+    "whole": (UNTIED, {"r": 4, "target_modules": ["lm_head"], "modules_to_save": ["embed_tokens", "input_layernorm"]}),
+    "biases": (BIASED, {"r": 4, "target_modules": ["q_proj", "down_proj"], "bias": "all"}),
+    "gpt2": (GPT2, {"r": 4, "target_modules": ["c_attn", "mlp.c_proj"], "fan_in_fan_out": True}),
+}
+
+
+@pytest.mark.parametrize("name", slow_but(("layers",), list(THEIRS)))
+def test_we_read_what_peft_wrote(name: str, tmp_path: Path) -> None:
+    changes, settings = THEIRS[name]
     save_hf(model_of(changes), tmp_path / "base")
     folder, theirs = theirs_saved(tmp_path / "adapter", tmp_path / "base", **settings)
     loaded, _ = load_peft(folder, load_checkpoint(tmp_path / "base").model)
