@@ -123,7 +123,7 @@ def _reach(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
-        start = "start it with 'ray start --head', or bring one up with launch.main"
+        start = "start it with 'ray start --head', or bring one up with launch.ray_cluster"
         raise ValueError(f"no Ray cluster at {address}: {error}; {start}") from None
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -98,36 +97,24 @@ def test_code_is_sent_to_the_workers(cluster: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_machine_dies_in_every_stage(cluster: Any, expected: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "dataset"
-    killed: list[str] = []
-
-    def kill() -> None:
-        for stage in ("read-source0", "shorten", "near_dedup", "heldout"):
-            while not list((path / "stages").glob(f"{stage}-*.partial/*")):
-                time.sleep(0.01)
-            cluster.remove_node(sorted(cluster.worker_nodes, key=id)[0], allow_graceful=False)
-            killed.append(stage)
-            cluster.add_node(**NODE)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    build_dataset(five_sources(path, engine=engine(cluster)))
-    killer.join(timeout=60)
-    assert killed == ["read-source0", "shorten", "near_dedup", "heldout"]
+    driver = start_driver(cluster, path)
+    for stage in ("read-source0", "shorten", "near_dedup", "heldout"):
+        while not list((path / "stages").glob(f"{stage}-*.partial/*")):
+            assert driver.poll() is None, f"the build ended before {stage} was seen"
+            time.sleep(0.01)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        cluster.add_node(**NODE)
+    assert driver.wait() == 0
     assert file_hashes(path) == expected
 
 
 @pytest.mark.slow
 def test_the_driver_dies_and_its_work_is_not_done_again(cluster: Any, expected: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "dataset"
-    command = [
-        sys.executable,
-        "-c",
-        f"from tests.data.test_engine_ray import drive; drive({cluster.address!r}, {str(path)!r})",
-    ]
-    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    driver = start_driver(cluster, path)
     while len(whole := list((path / "stages").glob("shorten-*.partial/done/*.json"))) < 3:
+        assert driver.poll() is None, "the build ended before it was killed"
         time.sleep(0.01)
-        assert driver.poll() is None
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     before = {file.stem: _inode(file.parent.parent / "kept" / f"{file.stem}.parquet") for file in whole}
@@ -136,6 +123,12 @@ def test_the_driver_dies_and_its_work_is_not_done_again(cluster: Any, expected: 
     assert {name: _inode(stage / "kept" / f"{name}.parquet") for name in before} == before
     assert (path / "build.log").read_text(encoding="utf-8").count("done before") == len(FIVE)
     assert file_hashes(path) == expected
+
+
+def start_driver(cluster: Any, path: Path) -> subprocess.Popen:
+    """A build in a process of its own."""
+    code = f"from tests.data.test_engine_ray import drive; drive({cluster.address!r}, {str(path)!r})"
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def _inode(path: Path) -> int:
