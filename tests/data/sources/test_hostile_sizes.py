@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import resource
 import subprocess
 import sys
 import tarfile
@@ -80,7 +81,9 @@ def read_hole(reader: str, path: str) -> None:
     found = [item for shard in source.shards() for item in source.documents(shard)]
     peak = next(line for line in Path("/proc/self/status").read_text().split("\n") if line.startswith("VmHWM"))
     dropped = [item.drop.reason for item in found if isinstance(item, Dropped)]
-    print(json.dumps({"kept": len(found) - len(dropped), "dropped": dropped, "mb": int(peak.split()[1]) / 1024}))
+    seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime  # ours: what the system takes to read a hole varies
+    megabytes = int(peak.split()[1]) / 1024
+    print(json.dumps({"kept": len(found) - len(dropped), "dropped": dropped, "mb": megabytes, "seconds": seconds}))
 
 
 @pytest.mark.slow
@@ -90,11 +93,10 @@ def test_a_record_that_memory_cannot_hold(reader: str, tmp_path: Path) -> None:
     path = tmp_path / name
     write_hole(path, HOLES.get(reader, HOLE), tuple(parts))
     code = f"from tests.data.sources.test_hostile_sizes import read_hole; read_hole({reader!r}, {str(path)!r})"
-    start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["mb"] < 500 and time.monotonic() - start < 30, found
+    assert found["mb"] < 500 and found["seconds"] < 10, found
     assert set(found["dropped"]) <= {"record_too_large", "page_too_large", "bad_xml"} and found["dropped"], found
     assert found["kept"] >= (reader not in ("text", "html")), found
 
@@ -124,7 +126,7 @@ def test_a_bomb_in_an_archive_is_left_and_not_unpacked(tmp_path: Path) -> None:
     block = HTTP + b"A page of a few words."
     good = gzip.compress(WARC.format(len(block)).encode() + block + b"\r\n\r\n")
     (tmp_path / "x.warc.gz").write_bytes(good + (bomb + good) * 3)
-    begin = time.monotonic()
+    begin = time.process_time()
     documents, drops = read(WarcSource(name="w", paths=(str(tmp_path),)))
     assert len(documents) == 4 and reasons(drops) == {"record_too_large": 3}
-    assert time.monotonic() - begin < 2.0
+    assert time.process_time() - begin < 2.0
