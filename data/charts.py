@@ -150,6 +150,26 @@ def bar_chart(labels: Sequence[str], values: Sequence[float], *, title: str, x_l
     return _svg(draw, title=title, x_label=x_label, y_label="", height=max(1.4, 0.8 + 0.27 * len(labels)))
 
 
+def grouped_bar_chart(labels: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str, x_label: str) -> str:
+    """Horizontal bars, one of each series beside another for every label, first label on top."""
+    if any(len(values) != len(labels) for values in series.values()):
+        raise ValueError(f"grouped_bar_chart: {len(labels)} labels and {[len(v) for v in series.values()]} values")
+
+    def draw(axes: Axes) -> None:
+        width = 0.8 / max(1, len(series))
+        for place, (name, values) in enumerate(series.items()):
+            offset = (place - (len(series) - 1) / 2) * width
+            axes.barh(np.arange(len(labels)) + offset, list(values), height=width, label=_plain(name))
+        axes.set_yticks(
+            range(len(labels)), [_plain(label if len(label) <= 40 else label[:39] + "…") for label in labels]
+        )
+        axes.invert_yaxis()
+        axes.legend(frameon=False)
+
+    height = max(1.6, 0.8 + (0.1 + 0.12 * len(series)) * len(labels))
+    return _svg(draw, title=title, x_label=x_label, y_label="", height=height)
+
+
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
     """An HTML table; numbers are right-aligned with thousands separated, all else is escaped."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)

@@ -265,6 +265,11 @@ def _trainer_settings(config: TokenizerConfig) -> dict[str, Any]:
 
 
 def _training_failure(config: TokenizerConfig, chars: int, message: str) -> str:
+    if small := re.search(r"smaller than required_chars\D*(\d+) vs (\d+)", message):
+        return (
+            f"tokenizer.vocab_size={config.vocab_size} is below the {small.group(2)} special, byte and single-character "
+            "pieces that this text needs; raise it or lower character_coverage"
+        )
     limit = re.search(r"<= (\d+)", message)
     if "ocabulary size" in message or limit:
         most = f"at most {limit.group(1)}" if limit else "fewer"

@@ -149,6 +149,10 @@ def test_bad_input_is_one_clear_line(three: Path, tmp_path: Path) -> None:
         ),
         (lambda: covered_texts(["abc"], 1.0, {"CJK": 0.9}), "no character of script 'CJK' .* it has LATIN"),
         (lambda: train_tokenizer(small, [three], tmp_path / "t"), "vocab_size=20000: .* support at most .* lower"),
+        (
+            lambda: train_tokenizer(TokenizerConfig(vocab_size=357, character_coverage=1.0), [three], tmp_path / "t"),
+            "vocab_size=357 is below the .* single-character pieces that this text needs; raise it",
+        ),
         (lambda: replace(BYTE_BPE, vocab_size=260), "vocab_size=260 leaves no room beside 262 special, byte"),
         (lambda: replace(BYTE_BPE, script_coverage=(("CJK", 0.9),)), "no meaning for byte_bpe"),
         (lambda: TokenizerConfig(digits="threes"), "'threes' is for byte_bpe; bpe knows"),
