@@ -13,44 +13,19 @@ jax's own service aborts the program where a process is missing, and does not sa
 
 import contextlib
 import faulthandler
-import json
 import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-STOPPED = 75  # exit code of a run that can go on: start it again (EX_TEMPFAIL of sysexits.h)
-BAD_INPUT = 1
+from train.roster import BAD_INPUT, STOPPED, MeetingConfig, Roster, messages, send
+
 SAYS_WAITING = 15.0  # seconds between two lines of a process that waits
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeetingConfig:
-    """Limits in seconds.
-
-    join: until all processes must be there. silent: without a word from a process, which tells of itself from a thread
-    of its own, so a long step is no silence. stall: without a finished step; ten times as long for a compilation, an
-    evaluation or a save.
-    """
-
-    join: float = 120.0
-    silent: float = 60.0
-    stall: float = 1200.0
-
-    def __post_init__(self) -> None:
-        for name in ("join", "silent", "stall"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"meeting.{name}={getattr(self, name)}: expected seconds above 0")
-
-    @property
-    def beat(self) -> float:
-        """Seconds between two signs of life."""
-        return min(5.0, self.silent / 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,32 +38,16 @@ class Place:
     local_device: int | None = None
 
 
-@dataclass
-class Member:
-    """What process 0 knows of one process. since: of the step that it is at; times are of `time.monotonic`."""
-
-    connection: socket.socket
-    heard: float
-    step: int = 0
-    doing: str = "starting"
-    patience: float = 1.0
-    since: float = field(default_factory=time.monotonic)
-
-    def told(self, now: float) -> str:
-        return (
-            f"step {self.step}, {self.doing} for {now - self.since:.0f} s, last heard of {now - self.heard:.0f} s ago"
-        )
-
-
 class Processes:
     """This process among the others of its run. A run of one process has the same methods and no connection."""
 
-    def __init__(self, place: Place | None = None, config: MeetingConfig = MeetingConfig()):
-        self.place, self.config = place, config
+    def __init__(self, place: Place | None = None, config: MeetingConfig | None = None):
+        self.place, self.config = place, config or MeetingConfig()
         self.index, self.count = (0, 1) if place is None else (place.index, place.count)
         self.jax_address: str | None = None  # where process 0's jax service will listen
         self.stacks: Path | None = None  # folder for the stacks of a run that is ended
         self._connection: socket.socket | None = None
+        self._roster: Roster | None = None  # of process 0
         self._state: dict[str, Any] = {"step": 0, "doing": "starting", "patience": 1.0}
         self._since = self._heard = time.monotonic()
         self._answers: dict[str, list[Any]] = {}
@@ -128,8 +87,8 @@ class Processes:
         if self._connection is not None and not self._closed.is_set():
             with contextlib.suppress(OSError):
                 self._send({"kind": "bye", "error": error, "code": code})
-            if self.chief:  # the list is kept until all have left
-                self._server.finished.wait(30.0 if not error else 2.0)
+            if self._roster is not None:  # the list is kept until all have left
+                self._roster.finished.wait(30.0 if not error else 2.0)
         self._closed.set()
         faulthandler.cancel_dump_traceback_later()
 
@@ -166,7 +125,7 @@ class Processes:
 
     def _listen(self) -> None:
         assert self._connection is not None
-        for message in _messages(self._connection):
+        for message in messages(self._connection):
             self._heard = time.monotonic()
             if message["kind"] == "end":
                 self._end(message["reason"], message["code"])
@@ -204,118 +163,7 @@ class Processes:
     def _send(self, message: dict[str, Any]) -> None:
         assert self._connection is not None
         with self._sending:
-            _send(self._connection, message)
-
-
-class Server:
-    """Process 0's list of all processes."""
-
-    def __init__(self, listener: socket.socket, count: int, config: MeetingConfig, jax_port: int):
-        self._listener, self._count, self._config, self._jax_port = listener, count, config, jax_port
-        self._members: dict[int, Member] = {}
-        self._values: dict[str, dict[int, Any]] = {}
-        self._left: set[int] = set()
-        self._lock, self._ended = threading.RLock(), False
-        self.finished = threading.Event()
-        for target in (self._accept, self._watch):
-            threading.Thread(target=target, daemon=True, name=f"list{target.__name__}").start()
-
-    def _accept(self) -> None:
-        while not self.finished.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        messages = _messages(connection)
-        hello = next(messages, None)
-        if not isinstance(hello, dict) or hello.get("kind") != "join":
-            connection.close()  # not one of ours
-            return
-        index = hello["index"]
-        with self._lock:
-            if hello["count"] != self._count:
-                return self._end(
-                    f"process {index} was started as one of {hello['count']}, process 0 as one of {self._count}",
-                    BAD_INPUT,
-                )
-            if index in self._members:
-                return self._end(f"two processes say that they are number {index} of {self._count}", BAD_INPUT)
-            self._members[index] = Member(connection, time.monotonic())
-            if len(self._members) == self._count:
-                for member in self._members.values():
-                    _send(member.connection, {"kind": "values", "name": "join", "values": [self._jax_port]})
-        with contextlib.suppress(OSError):
-            for message in messages:
-                self._received(index, message)
-        with self._lock:
-            if index not in self._left:
-                self._end(f"process {index} is gone; {self._everyone()}", STOPPED)
-
-    def _received(self, index: int, message: dict[str, Any]) -> None:
-        with self._lock:
-            member = self._members[index]
-            member.heard = time.monotonic()
-            if message["kind"] == "beat":
-                member.step, member.doing, member.patience = message["step"], message["doing"], message["patience"]
-                member.since = member.heard - message["idle"]
-                _send(member.connection, {"kind": "beat"})
-            elif message["kind"] == "value":
-                values = self._values.setdefault(message["name"], {})
-                values[index] = message["value"]
-                if len(values) == self._count:
-                    answer = [values[place] for place in range(self._count)]
-                    for other in self._members.values():
-                        _send(other.connection, {"kind": "values", "name": message["name"], "values": answer})
-                    del self._values[message["name"]]
-            elif message["kind"] == "bye":
-                self._left.add(index)
-                if message["error"]:
-                    self._end(f"process {index}: {message['error']}", message["code"], but=index)
-                if len(self._left) == self._count:
-                    self.finished.set()
-
-    def _watch(self) -> None:
-        began = time.monotonic()
-        while not self.finished.wait(self._config.beat / 2):
-            now = time.monotonic()
-            with self._lock:
-                here = [member for index, member in sorted(self._members.items()) if index not in self._left]
-                if len(self._members) < self._count:
-                    if now - began > self._config.join:
-                        missing = [str(i) for i in range(self._count) if i not in self._members]
-                        self._end(
-                            f"{len(self._members)} of {self._count} processes joined within {self._config.join:g} s; "
-                            f"missing: {', '.join(missing)}",
-                            STOPPED,
-                        )
-                    continue
-                silent = [m for m in here if now - m.heard > self._config.silent]
-                stalled = [m for m in here if now - m.since > self._config.stall * m.patience]
-                if silent:
-                    self._end(f"{self._names(silent)} fell silent; {self._everyone()}", STOPPED)
-                elif stalled:
-                    self._end(f"{self._names(stalled)} stands still; {self._everyone()}", STOPPED)
-
-    def _names(self, some: list[Member]) -> str:
-        return "process " + ", ".join(str(i) for i, member in sorted(self._members.items()) if member in some)
-
-    def _everyone(self) -> str:
-        now = time.monotonic()
-        return "; ".join(f"process {index}: {member.told(now)}" for index, member in sorted(self._members.items()))
-
-    def _end(self, reason: str, code: int, but: int | None = None) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        for index, member in self._members.items():
-            if index not in (but, *self._left):
-                with contextlib.suppress(OSError):
-                    member.connection.settimeout(1.0)
-                    _send(member.connection, {"kind": "end", "reason": reason, "code": code})
-        self.finished.set()
+            send(self._connection, message)
 
 
 def join(place: Place | None, config: MeetingConfig) -> Processes:
@@ -333,7 +181,7 @@ def join(place: Place | None, config: MeetingConfig) -> Processes:
         raise ValueError(f"coordinator {place.address!r}: expected HOST:PORT of process 0")
     if place.index == 0:
         listener = socket.create_server(("", int(port)), backlog=1024)
-        processes._server = Server(listener, place.count, config, _free_port(int(port) + 1))
+        processes._roster = Roster(listener, place.count, config, _free_port(int(port) + 1))
     connection = _connect(("127.0.0.1" if place.index == 0 else host, int(port)), place, config)
     processes.watch(connection)
     processes._send({"kind": "join", "index": place.index, "count": place.count})
@@ -370,14 +218,3 @@ def _free_port(wanted: int) -> int:
         with contextlib.suppress(OSError, OverflowError), socket.create_server(("", port)) as probe:
             return probe.getsockname()[1]
     raise OSError("no port is free for jax's coordination service")
-
-
-def _send(connection: socket.socket, message: dict[str, Any]) -> None:
-    connection.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _messages(connection: socket.socket) -> Any:
-    """The messages of a connection until it ends; a line that is no message ends it."""
-    with contextlib.suppress(OSError, ValueError), connection.makefile("rb") as lines:
-        for line in lines:
-            yield json.loads(line)
