@@ -124,7 +124,8 @@ def heldout_batches(tuned: Tuned, tokens: int) -> Iterator[Mapping[str, np.ndarr
         return
     if tuned.tokenizer is None:
         raise ValueError("neither the run's dataset nor a tokenizer is there: nothing to compare the models on")
-    ids = np.asarray(tuned.tokenizer.encode_prompt(PASSAGE), np.int32)[: ROW_TOKENS + 1]
+    length = min(ROW_TOKENS, tuned.model.config.embedding.max_positions or ROW_TOKENS)
+    ids = np.asarray(tuned.tokenizer.encode_prompt(PASSAGE), np.int32)[: length + 1]
     ones = np.ones((1, len(ids) - 1), np.int32)
     yield {
         "inputs": ids[None, :-1],
