@@ -159,6 +159,11 @@ class Loader:
         """Ids are below this."""
         return int(self._reader.header["vocab_size"])
 
+    @property
+    def first_row(self) -> int:
+        """The row of a global batch with which this process's part begins."""
+        return self._rows.start
+
     def planned_epochs(self, steps: int) -> dict[str, float]:
         """How often each source is seen in the first `steps` steps."""
         rows = self._mixture.rows_before(steps * self.config.global_batch_size).tolist()

@@ -71,6 +71,7 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
     def piece(self, token: int) -> str: ...
+    def token_bytes(self, token: int) -> bytes: ...
     def save(self, folder: Path) -> None: ...
 
 
@@ -127,6 +128,14 @@ class SentencePieceTokenizer:
     def piece(self, token: int) -> str:
         """How one id is written in the vocabulary."""
         return self._processor.id_to_piece(int(token))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes of text that one id stands for; none for a control piece."""
+        if self._processor.is_byte(token):
+            return bytes([int(self.piece(token)[3:5], 16)])
+        if self._processor.is_control(token) or self._processor.is_unknown(token):
+            return b""
+        return self.piece(token).encode()
 
     @cached_property
     def fingerprint(self) -> str:

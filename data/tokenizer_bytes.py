@@ -6,6 +6,7 @@ The text is first cut into words, numbers, marks and white space; no piece lies 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -76,3 +77,17 @@ def write_byte_bpe(folder: Path, backend: Tokenizer, special_tokens: Sequence[st
             "additional_special_tokens": list(special_tokens),
         },
     )
+
+
+def piece_bytes(piece: str) -> bytes:
+    """The bytes that a piece of a byte-level vocabulary stands for."""
+    table = _byte_of()
+    return bytes(table[character] for character in piece)
+
+
+@cache
+def _byte_of() -> dict[str, int]:
+    """Byte-level BPE writes a byte as a printable character: itself where it is one, else the next from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}

@@ -14,7 +14,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,10 +22,11 @@ from tokenizers import Tokenizer as Backend
 
 from data.languages import language_of
 from data.tables import atomic_path
+from data.tokenizer_bytes import piece_bytes
 from data.tokenizer_sample import HashSample, training_documents
 
 VERSION = 1
-CODE_MODULES = ("data.languages", "data.tokenizer_extend", "data.tokenizer_sample")
+CODE_MODULES = ("data.languages", "data.tokenizer_bytes", "data.tokenizer_extend", "data.tokenizer_sample")
 PROTECTED_BYTES = 2_000_000  # UTF-8 bytes of text in other languages whose characters are protected
 LEAST_COUNT = 2  # a pair that the sample holds once is no rule
 
@@ -129,7 +130,7 @@ def _new_merges(
 
     @cache
     def allowed(piece: str) -> bool:
-        return _is_foreign(_to_bytes(piece), known, heads)
+        return _is_foreign(piece_bytes(piece), known, heads)
 
     sequences = [list(word) for word in sorted(words)]
     counts = [words[tuple(sequence)] for sequence in sequences]
@@ -200,16 +201,3 @@ def _is_foreign(piece: bytes, known: set[str], heads: frozenset[bytes]) -> bool:
 
 def _heads(encoded: bytes) -> list[bytes]:
     return [encoded[:length] for length in range(2, len(encoded))]
-
-
-@lru_cache(maxsize=1)
-def _byte_of() -> dict[str, int]:
-    """Byte-level BPE writes a byte as a printable character: itself where it is one, else the next from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
-
-
-def _to_bytes(piece: str) -> bytes:
-    table = _byte_of()
-    return bytes(table[character] for character in piece)

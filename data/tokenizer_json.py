@@ -18,6 +18,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer as Backend
 
 from data.tables import atomic_path, write_json
+from data.tokenizer_bytes import piece_bytes
 
 if TYPE_CHECKING:
     from data.tokenizer import Tokenizer
@@ -58,6 +59,9 @@ class JsonTokenizer:
         self.eos_id: int = eos
         self.bos_id: int = _first(self._special("bos_token"), eos)
         self.pad_id: int = _first(self._special("pad_token"), eos)
+        added = self._backend.get_added_tokens_decoder()
+        self._special_ids = {token for token, entry in added.items() if entry.special}
+        self._byte_level = "ByteLevel" in json.dumps(json.loads(self._text).get("decoder"))
         self.vocab_size: int = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
 
     def encode(self, text: str) -> list[int]:
@@ -76,6 +80,17 @@ class JsonTokenizer:
     def piece(self, token: int) -> str:
         """How one id is written in the vocabulary; empty for an id that no piece has."""
         return self._backend.id_to_token(int(token)) or ""
+
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes of text that one id stands for; none for a special token."""
+        piece = self.piece(token)
+        if token in self._special_ids:
+            return b""
+        if self._byte_level:
+            return piece_bytes(piece)
+        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+            return bytes([int(piece[3:5], 16)])
+        return piece.encode()
 
     @cached_property
     def fingerprint(self) -> str:
