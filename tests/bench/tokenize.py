@@ -1,6 +1,7 @@
 """Encoding MB/s through our whole path to ArrayRecord beside the libraries: `python -m tests.bench.tokenize [--mb N]`.
 
-The text is the standard library's files and docstrings. For each kind of model, on one process and on two:
+The text is the standard library's files and docstrings. For each kind of model (SentencePiece BPE and unigram, byte-level
+BPE), on one process and on two:
 
     ours           tokenize_stage: Parquet documents -> ids -> shuffled ArrayRecord shards and index
     sentencepiece  SentencePieceProcessor.encode of the same texts in memory, the same model, as many threads
@@ -35,6 +36,7 @@ from tests.bench.loader import MIX, make_dataset, rate
 from tests.bench.python_text import stdlib_text
 
 ROUNDS = 3
+KINDS = ("bpe", "unigram", "byte_bpe")
 HF = """
 import json, sys, time
 from tokenizers import Tokenizer
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--mb", type=float, default=12, help="text, MB")
     parser.add_argument("--vocab-size", type=int, default=8192)
     options = parser.parse_args()
+    os.environ["RAYON_NUM_THREADS"] = "1"  # of each of our processes: read when `tokenizers` first encodes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         documents = stdlib_text(int(options.mb * 1e6))
@@ -59,18 +62,20 @@ def main() -> None:
             shards.append(folder / f"{number}.parquet")
             write_documents(shards[-1], documents[number::4])
         megabytes = sum(len(document.text.encode()) for document in documents) / 1e6
-        rates = {kind: measure(folder, kind, shards, megabytes, options.vocab_size) for kind in ("bpe", "unigram")}
+        rates = {kind: measure(folder, kind, shards, megabytes, options.vocab_size) for kind in KINDS}
         loader_rate = mixed_loader_rate(folder / "mixed")
     print(f"{megabytes:.1f} MB of text, {len(documents):,} documents, {options.vocab_size} pieces; MB/s (spread)")
     print(f"{'':24}{'ours':>20}{'sentencepiece':>20}{'tokenizers':>20}{'over fastest':>14}")
     for kind, by_threads in rates.items():
         for threads, found in by_threads.items():
-            cells = [f"{statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f})" for r in found.values()]
+            cells = [f"{statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f})" if r else "-" for r in found.values()]
             ratio = f"{over_fastest(found):.2f}"
             print(f"{kind + f', {threads} process(es)':24}" + "".join(f"{cell:>20}" for cell in cells) + f"{ratio:>14}")
     result = {
         "over_fastest_raw": round(over_fastest(rates["bpe"][1]), 3),
         "unigram_over_fastest_raw": round(over_fastest(rates["unigram"][1]), 3),
+        "byte_bpe_over_fastest_raw": round(over_fastest(rates["byte_bpe"][1]), 3),
+        "two_processes_over_fastest_raw": {kind: round(over_fastest(r[2]), 3) for kind, r in rates.items()},
         "mb_per_s": {kind: round(statistics.median(r[1]["ours"]), 2) for kind, r in rates.items()},
         "loader_tokens_per_s": round(loader_rate),
     }
@@ -94,9 +99,10 @@ def measure(
             for _ in range(ROUNDS):
                 ours = timed(lambda engine=engine: tokenize_stage(shards, model, folder / "tokens", engine))  # type: ignore[misc]
                 found[threads]["ours"].append(megabytes / ours)
-                processor = sentencepiece.SentencePieceProcessor(model_file=str(model / "tokenizer.model"))
-                raw = timed(lambda p=processor, n=threads: p.encode(texts, num_threads=n))  # type: ignore[misc]
-                found[threads]["sentencepiece"].append(megabytes / raw)
+                if (model / "tokenizer.model").exists():
+                    processor = sentencepiece.SentencePieceProcessor(model_file=str(model / "tokenizer.model"))
+                    raw = timed(lambda p=processor, n=threads: p.encode(texts, num_threads=n))  # type: ignore[misc]
+                    found[threads]["sentencepiece"].append(megabytes / raw)
                 found[threads]["tokenizers"].append(megabytes / huggingface(folder, model, threads))
     return found
 
@@ -117,7 +123,7 @@ def huggingface(folder: Path, model: Path, threads: int) -> float:
 
 def over_fastest(found: dict[str, list[float]]) -> float:
     """Our rate over the faster library's: the median over rounds."""
-    pairs = zip(found["ours"], zip(found["sentencepiece"], found["tokenizers"]))
+    pairs = zip(found["ours"], zip(*(rates for who, rates in found.items() if who != "ours" and rates)))
     return statistics.median(ours / max(theirs) for ours, theirs in pairs)
 
 
