@@ -6,7 +6,7 @@ first one and EOS included; num_bytes are the UTF-8 bytes of the cleaned texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class HeldOutRows:
     reader: TokenReader
     plan: Plan
     config: LoaderConfig
-    rows: range
+    rows: np.ndarray
 
     @property
     def weighted(self) -> bool:
@@ -52,7 +52,7 @@ class HeldOutRows:
         maker = RowMaker(self.reader, self.source, self.plan)
         for first in range(0, self.num_rows, self.config.global_batch_size):
             batch = empty_batch(len(self.rows), self.config.seq_len, self.reader.header["pad_id"])
-            for place, row in enumerate(range(first + self.rows.start, first + self.rows.stop)):
+            for place, row in enumerate((first + self.rows).tolist()):
                 if row < self.num_rows:
                     maker.fill(batch, place, row)
             yield checked(batch)
@@ -67,16 +67,19 @@ def open_heldout(
     split: str = "heldout",
     process_index: int = 0,
     process_count: int = 1,
+    places: Sequence[int] | np.ndarray | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> dict[str, HeldOutRows]:
     """The held-out rows by source. Weights, seed and skip of `config` play no part.
 
-    batch_size: rows over all processes, the training batch's when None. max_bytes: about so many bytes of text
-    a source, whole documents in their stored (hash) order, so not chosen by length; None for all.
+    places: rows of a global batch that are made here; None: an even share of the processes. batch_size: rows over all
+    processes, the training batch's when None. max_bytes: about so many bytes of text a source, whole documents in
+    their stored (hash) order, so not chosen by length; None for all.
     """
     if batch_size is not None:
         config = replace(config, global_batch_size=batch_size)
-    rows = process_rows(config.global_batch_size, process_index, process_count)
+    if places is None:
+        places = process_rows(config.global_batch_size, process_index, process_count)
     reader = open_tokens(dataset, split, tokenizer=tokenizer, cache_bytes=config.cache_bytes)
     check_whole(reader.index, config)
     opened = {}
@@ -94,7 +97,7 @@ def open_heldout(
             reader=reader,
             plan=plan,
             config=config,
-            rows=rows,
+            rows=np.asarray(places),
         )
     return opened
 

@@ -6,7 +6,7 @@
 
 Global row number g = step * global_batch_size + i. A row's source follows from g alone (data.mixture); which row of
 that source follows from how many it has had and the seed (data.row_order).
-Process p of P gets rows [p * B / P, (p + 1) * B / P) of every global batch.
+A process gets the rows that it asks for; process p of P by default [p * B / P, (p + 1) * B / P).
 """
 
 from __future__ import annotations
@@ -114,8 +114,9 @@ class LoaderStats:
 class Loader:
     """The training batches of one dataset. See the module's first lines; `open_loader` makes one."""
 
-    def __init__(self, reader: TokenReader, plans: dict[str, Plan], config: LoaderConfig, rows: range):
+    def __init__(self, reader: TokenReader, plans: dict[str, Plan], config: LoaderConfig, rows: np.ndarray):
         self.config = config
+        self._origin = (0, 0)  # (step, its first global row)
         self._reader, self._plans, self._rows = reader, plans, rows
         tokens = {source: plan.pairs for source, plan in plans.items()}
         phases = self._phases(tokens)
@@ -171,13 +172,26 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """This process's rows of the global batch of `step` (counted from 0): [B / P, T] arrays."""
-        rows = self._global_rows(step)[self._rows.start : self._rows.stop]
+        rows = self._global_rows(step)[self._rows]
         batch = empty_batch(len(rows), self.config.seq_len, self._reader.header["pad_id"])
         for place, (source, _, plan_row) in enumerate(self._located(rows)):
             self._makers[source].fill(batch, place, plan_row)
         for start, stop in self.config.skip:
             batch["loss_weights"][(rows >= start) & (rows < stop)] = 0.0
         return checked(batch)
+
+    def begin(self, step: int, row: int) -> None:
+        """The batch of `step` begins with global row `row` from here on: of a run whose batch size changed."""
+        self._origin = (step, row)
+
+    def first_row(self, step: int) -> int:
+        """The first global row of the batch of `step`."""
+        return self._origin[1] + (step - self._origin[0]) * self.config.global_batch_size
+
+    @property
+    def tokens_per_row(self) -> float:
+        """Of the mix that is drawn, on average."""
+        return float(self.stats.fill * self.config.seq_len)
 
     def iterate(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of start_step, start_step + 1, ... without end, made `prefetch` ahead in one thread."""
@@ -227,7 +241,7 @@ class Loader:
     def _global_rows(self, step: int) -> np.ndarray:
         if step < 0:
             raise ValueError(f"step {step}: expected 0 or more")
-        return step * self.config.global_batch_size + np.arange(self.config.global_batch_size)
+        return self.first_row(step) + np.arange(self.config.global_batch_size)
 
     def _phases(self, tokens: dict[str, int]) -> Phases:
         """(first global row, shares of tokens) of each phase, sources with too few rows for the run cut down."""
@@ -249,14 +263,18 @@ def open_loader(
     split: str = "train",
     process_index: int = 0,
     process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Loader:
     """Open a dataset for training. Give the model's tokenizer to have a dataset built with another one refused.
 
+    rows: places in a global batch that `Loader.batch` makes; None: an even share of the processes.
+
     Raises ValueError in one line for a missing or damaged dataset, another tokenizer, weights that do not fit its
     sources, or a global batch that the processes cannot share evenly.
     """
-    rows = process_rows(config.global_batch_size, process_index, process_count)
+    if rows is None:
+        rows = process_rows(config.global_batch_size, process_index, process_count)
     reader = open_tokens(dataset, split, tokenizer=tokenizer, cache_bytes=config.cache_bytes)
     folder = Path(dataset) / "cache" / "plans"
     tokens = {source: index.tokens for source, index in reader.index.items()}
@@ -267,7 +285,7 @@ def open_loader(
         for source, index in reader.index.items()
         if source in wanted
     }
-    return Loader(reader, plans, config, rows)
+    return Loader(reader, plans, config, np.asarray(rows))
 
 
 def check_whole(index: Mapping[str, SourceIndex], config: LoaderConfig) -> None:

@@ -4,6 +4,7 @@ import gzip
 import lzma
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from data.tables import read_documents
 from models.decode import DecodeConfig, generate
 from models.sampling import SamplingConfig
 from models.scoring import Scorer
-from models.sharding import batch_sharding
+from models.sharding import MeshConfig, batch_sharding, make_mesh
+from train.distributed import gathered, to_global
 from train.loss import token_losses
 from train.state import Params, merge
 from train.step import Batch, Objective
@@ -109,10 +111,7 @@ def objective_values(
     for source, part in rows.items():
         if not part.weighted:
             continue
-        batches = (
-            {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
-            for batch in part.batches()
-        )
+        batches = (to_global(batch, sharding, part.rows, part.config.global_batch_size) for batch in part.batches())
         found = jax.device_get([sums(params, batch) for batch in batches])
         total = {name: math.fsum(float(each[name]) for each in found) for name in (found[0] if found else {})}
         weight = total.pop("weight", 0.0)
@@ -120,10 +119,20 @@ def objective_values(
     return values
 
 
-def open_heldout_rows(dataset: Path, config: LoaderConfig, max_bytes: int | None = None) -> dict[str, HeldOutRows]:
-    """The held-out documents by source: each alone from BOS, packed with segment ids, a longer one in windows."""
+def open_heldout_rows(
+    dataset: Path, config: LoaderConfig, max_bytes: int | None = None, places: np.ndarray | None = None
+) -> dict[str, HeldOutRows]:
+    """The held-out documents by source: each alone from BOS, packed with segment ids, a longer one in windows.
+
+    places: rows of a batch that this process loads (`train.distributed.rows_here`).
+    """
     return open_heldout(
-        dataset, config, max_bytes=max_bytes, process_index=jax.process_index(), process_count=jax.process_count()
+        dataset,
+        config,
+        max_bytes=max_bytes,
+        places=places,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
 
 
@@ -134,7 +143,7 @@ def heldout_scores(
     sharding, scores = batch_sharding(mesh), {}
     for source, part in rows.items():
         sums = [
-            nats(params, {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()})
+            nats(params, to_global(batch, sharding, part.rows, part.config.global_batch_size))
             for batch in part.batches()
         ]
         scores[source] = Score(math.fsum(np.asarray(jax.device_get(sums), np.float64).tolist()), part.num_bytes)
@@ -243,8 +252,19 @@ def _xz_size(data: bytes) -> int:
 def draw_samples(graphdef: nnx.GraphDef, params: Params, tokenizer: Any, config: EvaluationConfig, *, seed: int) -> str:
     """Continuations of the prompts, as text for people. The same weights, prompts and seed give the same text.
 
-    tokenizer: a `data.tokenizer.Tokenizer`.
+    tokenizer: a `data.tokenizer.Tokenizer`. Of several processes all call this, and process 0 draws.
     """
+    if jax.process_count() > 1:
+        params = gathered(params)
+        if params is None:
+            return "no samples: the model is spread over hosts; python -m models.generate --checkpoint RUN draws some\n"
+        if jax.process_index():
+            return ""
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.local_devices()[:1])) if jax.process_count() > 1 else nullcontext():
+        return _drawn(graphdef, params, tokenizer, config, seed)
+
+
+def _drawn(graphdef: nnx.GraphDef, params: Params, tokenizer: Any, config: EvaluationConfig, seed: int) -> str:
     prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
     settings = DecodeConfig(
         max_new_tokens=config.sample_tokens,

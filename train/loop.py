@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import NamedSharding
 
 from data.loader import open_loader
 from data.manifest import read_manifest
 from data.tokenizer import load_tokenizer
 from models.extend import load_extended
 from models.sharding import batch_sharding, check_mesh, make_mesh
-from train.checkpoint import Checkpoints
+from train.checkpoint import Checkpoints, Position
 from train.config import Config, to_json
+from train.distributed import rows_here, to_global
 from train.evaluation import (
     compressed_scores,
     draw_samples,
@@ -30,10 +29,14 @@ from train.evaluation import (
     open_heldout_rows,
 )
 from train.masked import MaskedLM, make_masked_nats
+from train.meeting import STOPPED, Processes
+from train.memory import memory_by_kind
 from train.metrics import MetricsWriter, ProgressLine, flop_per_token, peak_flop_per_s
 from train.optimizer import make_optimizer, make_schedule, peak_rates
 from train.parameters import base_size
-from train.report import final_line, final_values, prepare_run_folder, start_card, summary, write_report
+from train.preflight import check_memory
+from train.report import final_line, final_values, start_card, summary, write_report
+from train.run_folder import prepare_run_folder
 from train.state import (
     abstract_state,
     create_state,
@@ -46,31 +49,29 @@ from train.state import (
 )
 from train.step import make_train_step
 
-STOPPED = 75  # exit code of a run that was asked to stop and saved: start it again (EX_TEMPFAIL of sysexits.h)
 
-
-def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = None) -> int:
+def train(
+    config: Config, dataset: Path, *, profile: tuple[int, int] | None = None, processes: Processes | None = None
+) -> int:
     """Trains to the last step, or goes on from the newest checkpoint; returns 0, or 75 where it was asked to stop.
 
     dataset: a folder that `data.build` made. profile: first and last step of a jax.profiler trace, in RUN/profile.
+    processes: those of this run, which all call this at once; None: this one alone. Process 0 writes the run's files.
     Errors: ValueError and OSError with one line for people.
     """
-    stop = StopRequest()
+    stop, processes = StopRequest(), processes or Processes()
     options, run_dir, last_step = config.train, Path(config.run_dir), config.train.num_steps
+    processes.stacks = run_dir / "stacks"
 
     # ---- mesh and data -----------------------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
-    check_mesh(config.model, mesh, config.loader.global_batch_size // options.grad_accum_steps)
+    batch_size = config.loader.global_batch_size
+    check_mesh(config.model, mesh, batch_size // options.grad_accum_steps, config.loader.seq_len)
     jax.set_mesh(mesh)
     tokenizer = load_tokenizer(dataset / "tokenizer")
     check_sizes(config, tokenizer.vocab_size)
-    loader = open_loader(
-        dataset,
-        config.loader,
-        tokenizer=tokenizer,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    places = rows_here(batch_sharding(mesh), batch_size)  # of a batch, on this process's devices
+    loader = open_loader(dataset, config.loader, tokenizer=tokenizer, rows=places)
     config.objective.check(config.lora, paired=loader.paired)
 
     # ---- model, optimizer, step --------------------------------------------------------------------------------------
@@ -102,7 +103,9 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
 
     # ---- a new run, or the same one going on -------------------------------------------------------------------------
     adapters = config.lora is not None
-    checkpoints = Checkpoints(run_dir, config.checkpoint, adapters=adapters, base=config.init_from is not None)
+    checkpoints = Checkpoints(
+        run_dir, config.checkpoint, adapters=adapters, base=config.init_from is not None, processes=processes
+    )
     first_step = checkpoints.latest or 0
     weights, fingerprint = None, None
     if config.init_from and (not first_step or checkpoints.without_base):
@@ -119,23 +122,34 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
         "tokenizer": tokenizer.fingerprint,
         "loader": {k: v for k, v in to_json(config.loader).items() if k not in ("prefetch", "cache_bytes", "skip")},
     }
-    if first_step:
+    finished = final_line(run_dir, last_step) if processes.chief and first_step == last_step else None
+    if processes.exchange("finished", finished is not None)[0]:
         checkpoints.check(first_step, identity)
-        if (values := final_line(run_dir, last_step)) and first_step == last_step:
-            print(summary(run_dir, values))
-            return 0
+        if processes.chief:
+            print(summary(run_dir, finished))
+        return 0
+    row = 0  # the first global row of the next batch
     if first_step:
-        state = checkpoints.restore(first_step, abstract, split_params(weights, axes)[1] if weights else None)
+        state, there = checkpoints.resume(abstract, identity, split_params(weights, axes)[1] if weights else None)
+        first_step, row = there.step, there.row_at(loader.tokens_per_row)
     else:
         state = create_state(create, abstract, *([weights] if weights else []))
     del weights
-    prepare_run_folder(run_dir, config, dataset)
+    loader.begin(first_step, row)
+
+    def position(step: int) -> Position:
+        """Where the data stands after a step."""
+        return Position(step=step, row=loader.first_row(step), tokens_per_row=loader.tokens_per_row)
 
     flop = flop_per_token(config.model, base_size(state), config.loader.seq_len)
     peak = peak_flop_per_s(mesh.devices.flat[0].device_kind)
-    print(start_card(config, mesh, abstract, flop, loader.stats.fill, first_step), flush=True)
-    writer = MetricsWriter(run_dir, options, resume_step=first_step, config=to_json(config))
-    progress = ProgressLine(start=first_step, total=last_step)
+    warning = check_memory(memory_by_kind(config, abstract, mesh.shape))
+    if processes.chief:
+        changed = prepare_run_folder(run_dir, config, dataset, position(first_step))
+        card = start_card(config, mesh, abstract, flop, loader.stats.fill, first_step)
+        print("\n".join([card, *changed, *([warning] if warning else [])]), flush=True)
+    writer = MetricsWriter(run_dir, options, resume_step=first_step, config=to_json(config), silent=not processes.chief)
+    progress = ProgressLine(start=first_step, total=last_step, silent=not processes.chief)
     clock, skipped_in_a_row = Clock(), 0
 
     # ---- what is told about a step -----------------------------------------------------------------------------------
@@ -176,7 +190,8 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
 
     def evaluate(step: int) -> None:
         """Held-out bits per byte of the weights, and of their moving average where there is one."""
-        rows = open_heldout_rows(dataset, config.loader, config.evaluation.max_bytes)
+        processes.beat(step, "evaluating", patience=10.0)
+        rows = open_heldout_rows(dataset, config.loader, config.evaluation.max_bytes, places)
         for name, params in {"": state.params, "ema_": state.ema}.items():
             if params is not None:
                 weights = whole_params(params, state.frozen)
@@ -197,7 +212,9 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
     for step in range(first_step + 1, last_step + 1):
         if profile and step == profile[0]:
             jax.profiler.start_trace(str(run_dir / "profile"))
-        batch = to_global(next(batches), batch_sharding(mesh))
+        processes.beat(step, "waiting for its batch")
+        batch = to_global(next(batches), batch_sharding(mesh), places, batch_size)
+        processes.beat(step, "in its step", patience=10.0 if step == first_step + 1 else 1.0)  # which is compiled
         state, metrics = train_step(state, batch)  # dispatched, not awaited
         if unread:
             settle(*unread)
@@ -208,7 +225,7 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
 
         stopped = stop.agreed(step) and step < last_step
         evaluating = step % config.evaluation.every_steps == 0 and step < last_step and not stopped
-        saving = step % config.checkpoint.every_steps == 0 or step == last_step or stopped
+        saving = checkpoints.due(step) or step == last_step or stopped
         if evaluating or saving:
             # The device may idle from here. Whatever is told about a step is on disk before its checkpoint is: a
             # resumed run tells again only what comes after the checkpoint.
@@ -217,29 +234,34 @@ def train(config: Config, dataset: Path, *, profile: tuple[int, int] | None = No
             if evaluating:
                 evaluate(step)
             if saving:
+                processes.beat(step, "saving", patience=10.0)
                 writer.flush()
-                checkpoints.save(step, state, identity)
+                checkpoints.save(step, state, identity, position(step))
             clock.restart()
         if stopped:
             break
 
     # ---- the end -----------------------------------------------------------------------------------------------------
+    processes.beat(last_step, "finishing", patience=10.0)
     progress.close()
     batches.close()
-    checkpoints.close()  # the last one is whole on disk from here on
+    checkpoints.close()  # the last one is whole on disk from here on: what follows is made again where it is cut short
     if stopped:
         writer.close()
-        print(f"stopped at step {step} of {last_step}, saved; the same command goes on from there", flush=True)
+        if processes.chief:
+            print(f"stopped at step {step} of {last_step}, saved; the same command goes on from there", flush=True)
         return STOPPED
     weights = whole_params(state.params if state.ema is None else state.ema, state.frozen)
-    rows = open_heldout_rows(dataset, config.loader, config.evaluation.max_final_bytes)
+    rows = open_heldout_rows(dataset, config.loader, config.evaluation.max_final_bytes, places)
     scores = heldout_scores(nats, weights, rows, mesh)
     samples = ""
     if config.evaluation.prompts:
         samples = draw_samples(graphdef, weights, tokenizer, config.evaluation, seed=options.seed)
+    values = objective_values(heldout_sums, weights, rows, mesh)
+    if not processes.chief:
+        return 0
+    values = final_values(scores, compressed_scores(dataset, rows)) | values
     (run_dir / "samples.txt").write_text(samples, encoding="utf-8")
-    values = final_values(scores, compressed_scores(dataset, rows))
-    values |= objective_values(heldout_sums, weights, rows, mesh)
     writer.write(last_step, values)
     writer.close()
     write_report(run_dir, config, dataset)
@@ -262,17 +284,13 @@ def check_sizes(config: Config, vocab_size: int) -> None:
         )
 
 
-def to_global(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """This process's rows as part of the global batch, [B, T] over the data axes."""
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
-
-
 class StopRequest:
     """Notes SIGTERM, so that the loop ends after the step under way, with a checkpoint."""
 
     def __init__(self) -> None:
         self.asked = False
-        signal.signal(signal.SIGTERM, self._note)
+        if jax.process_count() == 1:  # else jax notes it, and tells the other processes
+            signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, *_: Any) -> None:
         self.asked = True

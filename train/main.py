@@ -10,6 +10,12 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from train.meeting import STOPPED, join
+
+if TYPE_CHECKING:
+    from train.config import Config
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -73,14 +79,38 @@ def run(argv: list[str]) -> int:
         dry_run(config, topology=arguments.compile, auto_fit=arguments.auto_fit)
         return 0
     # A stop during the build exits as a stopped run does; the build goes on from there too. The loop has its own way.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-    from data.build import build_dataset
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
+    return train_together(config, profile)
 
-    dataset = build_dataset(config.data)
-    use_compilation_cache(config.train.compilation_cache)
-    from train.loop import train
 
-    return train(config, dataset, profile=profile)
+def train_together(config: "Config", profile: tuple[int, int] | None) -> int:
+    """Meets the other processes, where there are any, checks what can be checked before compiling, and trains."""
+    from train.distributed import find_place, start_jax
+    from train.preflight import build_together, check_code_and_config, check_devices, check_output, output_folders
+
+    processes = join(find_place(os.environ), config.train.meeting)
+    try:
+        check_code_and_config(processes, config)
+        check_output(processes, output_folders(config))
+        dataset = build_together(processes, config)
+        use_compilation_cache(config.train.compilation_cache)
+        start_jax(processes)
+        check_devices(processes)
+        from train.loop import train
+
+        code = train(config, dataset, profile=profile, processes=processes)
+        processes.exchange("end", code)  # process 0 has more to write; jax's service ends with it
+    except SystemExit:
+        processes.close("it was asked to stop", STOPPED)
+        raise
+    except (ValueError, OSError) as error:
+        processes.close(" ".join(str(error).split()), 1)
+        raise
+    except Exception as error:
+        processes.lost(error)  # ends the process where another one's end is the reason
+        raise
+    processes.close()
+    return code
 
 
 def main() -> None:

@@ -65,10 +65,15 @@ class MetricsWriter:
     """Appends to RUN/metrics.jsonl, one line a step, and to TensorBoard and Weights & Biases where asked for.
 
     resume_step: lines after this step are taken off first, because the resumed run writes them again.
-    config: JSON values that Weights & Biases shows.
+    config: JSON values that Weights & Biases shows. silent: writes nothing, as all processes but one do.
     """
 
-    def __init__(self, run_dir: Path, options: TrainConfig, *, resume_step: int, config: Mapping[str, Any]):
+    def __init__(
+        self, run_dir: Path, options: TrainConfig, *, resume_step: int, config: Mapping[str, Any], silent: bool = False
+    ):
+        self._silent = silent
+        if silent:
+            return
         self.path = run_dir / "metrics.jsonl"
         self._open: dict[str, Any] | None = _keep_until(self.path, resume_step)
         self._file = self.path.open("r+b")
@@ -83,6 +88,8 @@ class MetricsWriter:
 
         A float that is not finite is written as a string ("nan"), because JSON has none.
         """
+        if self._silent:
+            return
         named = {name: _json_value(value) for name, value in values.items()}
         if self._open is not None and self._open["step"] == step:
             self._open |= named
@@ -101,11 +108,15 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Everything that was written is on disk when this returns."""
+        if self._silent:
+            return
         os.fsync(self._file.fileno())
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
     def close(self) -> None:
+        if self._silent:
+            return
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
@@ -123,11 +134,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 class ProgressLine:
     """The live line: step, loss, tokens/s, MFU, time left. Without a terminal a plain line now and then."""
 
-    def __init__(self, *, start: int, total: int, quiet_seconds: float = 15.0):
+    def __init__(self, *, start: int, total: int, quiet_seconds: float = 15.0, silent: bool = False):
+        self._silent = silent
         self._bar = None
         self._total, self._done, self._start, self._began = total, start, start, time.monotonic()
         self._quiet_seconds, self._printed = quiet_seconds, -math.inf
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not silent:
             layout = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps{postfix}, {remaining} left"
             self._bar = tqdm(initial=start, total=total, desc="train", bar_format=layout, dynamic_ncols=True)
 
@@ -137,7 +149,7 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - before)
-        elif time.monotonic() - self._printed >= self._quiet_seconds or step == self._total:
+        elif not self._silent and (time.monotonic() - self._printed >= self._quiet_seconds or step == self._total):
             self._printed = time.monotonic()
             took = self._printed - self._began
             left = took / max(step - self._start, 1) * (self._total - step)
@@ -145,7 +157,8 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """A line of its own above the live one."""
-        tqdm.write(text, file=sys.stderr)
+        if not self._silent:
+            tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -1,13 +1,7 @@
-"""What a run leaves for people: config.json, the start card, the summary, report.html."""
+"""What a run leaves for people: the start card, the summary, report.html."""
 
 import json
-import os
-import platform
-import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +18,8 @@ from train.metrics import FlopPerToken, peak_flop_per_s, read_metrics
 from train.parameters import base_size, bits_a_weight, trainable_line
 from train.state import TrainState
 
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
 MODEL_KEY, HELD_OUT = "heldout/bits_per_byte", "heldout"
 COMPRESSORS = ("gzip", "xz", "gzip_stream", "xz_stream")
-
-
-def prepare_run_folder(run_dir: Path, config: Config, dataset: Path) -> None:
-    """RUN with config.json (argv, commit, versions, resolved config) and a copy of the tokenizer: whole by itself."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if not (run_dir / "tokenizer").exists():
-        partial = run_dir / "tokenizer.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(dataset / "tokenizer", partial)
-        partial.rename(run_dir / "tokenizer")
-    about = {
-        "argv": sys.argv,
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
-        "dataset": str(dataset),
-        "config": to_json(config),
-    }
-    temporary = run_dir / "config.json.tmp"
-    temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(run_dir / "config.json")
 
 
 def start_card(
@@ -171,21 +144,6 @@ def _funnel(dataset: Path) -> str:
     )
     html = kept + table(rows, ("stage", "read", "created", "kept", "dropped"))
     return html + (table([(name, f"{count:,}") for name, count in ordered], ("reason", "dropped")) if ordered else "")
-
-
-def _commit() -> str | None:
-    """The commit of the code, with "+changes" where files differ from it; None where nothing tells.
-
-    Code that a launcher copied has no repository around it: there SLUICE_COMMIT says what it was.
-    """
-    here = Path(__file__).resolve().parent
-    try:
-        ask = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 20}
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], **ask).stdout.strip()  # type: ignore[call-overload]
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **ask).stdout.strip()  # type: ignore[call-overload]
-    except (OSError, subprocess.SubprocessError):
-        return os.environ.get("SLUICE_COMMIT")
-    return commit + ("+changes" if changed else "")
 
 
 def _bytes(size: int | float) -> str:

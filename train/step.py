@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from models.rows import DROPOUT_KEYS, row_keys
+from train.meeting import MeetingConfig
 from train.state import Params, TrainState, merge
 
 Batch = Mapping[str, Array]
@@ -42,6 +43,7 @@ class TrainConfig:
     (steps that are not finite always are). max_skipped_in_a_row: the run stops after as many.
     freeze: patterns of parameters that are not trained (see models.tuning).
     compilation_cache: a folder for compiled programs, "" for none.
+    meeting: limits after which processes that do not come, fall silent or stand still end the run.
     tensorboard: write RUN/tensorboard. wandb_project: also log to Weights & Biases, None for not.
     """
 
@@ -59,6 +61,7 @@ class TrainConfig:
     compilation_cache: str = "~/.cache/sluice/jax"
     tensorboard: bool = True
     wandb_project: str | None = None
+    meeting: MeetingConfig = MeetingConfig()
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "grad_accum_steps", "log_every", "max_skipped_in_a_row"):

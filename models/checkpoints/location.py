@@ -55,7 +55,7 @@ def _kind(path: Path) -> Literal["hf", "gguf", "run"]:
         if path.suffix == ".safetensors":
             return "hf"
         raise ValueError(f"{path} is no checkpoint: expected a folder, a .gguf or a .safetensors file")
-    if (path / "checkpoints").is_dir():
+    if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file():
         return "run"
     if (path / "config.json").exists():
         return "hf"

@@ -89,7 +89,8 @@ def load_run(
     names = trained(shapes, tuning)
     ours = {path: leaf for path, leaf in flat.items() if ".".join(path) in names}
     others = {path: leaf for path, leaf in flat.items() if path not in ours}
-    step, where = _newest(folder) if step is None else step, (folder / "checkpoints").resolve()
+    where = checkpoints_folder(folder)
+    step = _newest(where) if step is None else step
     items = {path.name for path in (where / str(step)).iterdir()}
     item = "lora" if tuning.lora is not None else "params"
     if "ema" in items:
@@ -111,15 +112,23 @@ def load_run(
     return nnx.merge(graph, state)
 
 
-def _newest(folder: Path) -> int:
+def checkpoints_folder(folder: Path) -> Any:
+    """Where the checkpoints of a run lie: in it, or where its setting checkpoint.path put them (an `epath.Path`)."""
+    from etils import epath
+
+    path = (read_run_json(folder).get("checkpoint") or {}).get("path")
+    return epath.Path(path if path and "://" in path else Path(path or folder / "checkpoints").resolve())
+
+
+def _newest(where: Any) -> int:
     """The newest whole step of a run."""
-    with _checkpointer((folder / "checkpoints").resolve()) as checkpointer:
+    with _checkpointer(where) as checkpointer:
         if checkpointer.latest is None:
-            raise ValueError(f"{folder} has no whole checkpoint yet: train it further, or give another run")
+            raise ValueError(f"{where} has no whole checkpoint yet: train it further, or give another run")
         return checkpointer.latest.step
 
 
-def _read_items(where: Path, step: int, items: dict[str, Any]) -> dict[str, Any]:
+def _read_items(where: Any, step: int, items: dict[str, Any]) -> dict[str, Any]:
     """Some items of one checkpoint."""
     with _checkpointer(where) as checkpointer:
         try:
@@ -129,7 +138,7 @@ def _read_items(where: Path, step: int, items: dict[str, Any]) -> dict[str, Any]
             raise ValueError(f"checkpoint {where / str(step)} could not be read: {reason}") from None
 
 
-def _checkpointer(where: Path) -> Any:
+def _checkpointer(where: Any) -> Any:
     from orbax.checkpoint import v1 as ocp  # seconds to import, and only runs need it
 
     return ocp.training.Checkpointer(where)
@@ -144,7 +153,7 @@ def _base(folder: Path, step: int, config: ModelConfig, mesh: Mesh, tuning: Tuni
     found = read_run_json(folder)
     location = found["init_from"]
     params, fingerprint = load_tuned(location, config, mesh, tuning, seed=found["train"]["seed"])
-    known = _read_items((folder / "checkpoints").resolve(), step, {"meta": None})["meta"]["identity"]["base"]
+    known = _read_items(checkpoints_folder(folder), step, {"meta": None})["meta"]["identity"]["base"]
     if known != fingerprint:
         raise ValueError(
             f"{folder} was trained on other weights than {location} holds now (fingerprint {known}, found "

@@ -1,12 +1,14 @@
 """A checkpoint is what the state was when it was saved, on any mesh; half ones are removed, others' are refused."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
 from models.sharding import MeshConfig
 from tests.train.tiny import Trainer, random_batch
-from train.checkpoint import CheckpointConfig, Checkpoints
+from train.checkpoint import CheckpointConfig, Checkpoints, Position
 
 IDENTITY = {"model": {"num_layers": 2, "norm": {"eps": 1e-6}}, "tokenizer": "abc", "ema": False}
 
@@ -68,6 +70,61 @@ def test_a_damaged_checkpoint_is_named(trainer, tmp_path):
                 path.write_bytes(path.read_bytes()[:100])
         with pytest.raises(ValueError, match="could not be read"):
             checkpoints.restore(1, trainer.abstract)
+
+
+def test_the_one_before_a_damaged_checkpoint_is_taken_and_the_damaged_one_kept(trainer, tmp_path):
+    said = []
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2), tell=said.append) as checkpoints:
+        for step in (1, 2):
+            saved = jax.tree.map(np.array, trainer.state) if step == 1 else saved
+            checkpoints.save(step, trainer.state, IDENTITY, Position(step=step, row=8 * step, tokens_per_row=10.0))
+            trainer.run(random_batch(step))
+    for path in (tmp_path / "checkpoints" / "2" / "params").rglob("*"):
+        if path.is_file() and path.stat().st_size > 200:
+            path.write_bytes(path.read_bytes()[:100])
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2), tell=said.append) as checkpoints:
+        state, position = checkpoints.resume(trainer.abstract, IDENTITY)
+        assert (position.step, position.row, position.row_at(5.0)) == (1, 8, 16)
+        jax.tree.map(np.testing.assert_array_equal, state, saved)
+        assert "2 could not be read" in said[0] and "kept as 2.unreadable, and the one before it is tried" in said[0]
+        checkpoints.save(2, state, IDENTITY, position)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2", "2.unreadable"]
+
+
+def test_a_fast_folder_has_them_often_and_the_durable_one_has_whole_copies(trainer, tmp_path):
+    config = CheckpointConfig(keep=2, every_steps=2, local=str(tmp_path / "fast"), local_every_steps=1)
+    with Checkpoints(tmp_path / "run", config) as checkpoints:
+        for step in range(1, 6):
+            assert checkpoints.due(step)
+            checkpoints.save(step, trainer.state, IDENTITY)
+    names = lambda folder: sorted(path.name for path in folder.iterdir())  # noqa: E731
+    assert names(tmp_path / "fast" / "run") == ["4", "5"]
+    assert names(tmp_path / "run" / "checkpoints") == ["4", "5"]  # every second one, and the last
+    shutil.rmtree(tmp_path / "fast")  # the machine is gone
+    with Checkpoints(tmp_path / "run", config) as checkpoints:
+        state, position = checkpoints.resume(trainer.abstract, IDENTITY)
+    assert position.step == 5
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.array(a), np.array(b)), state, trainer.state)
+
+
+def test_the_first_save_that_fails_is_told_and_the_second_ends_the_run(trainer, tmp_path):
+    said = []
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(), tell=said.append)
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "checkpoints").write_text("a file stands in the way")
+    checkpoints.save(1, trainer.state, IDENTITY)
+    with pytest.raises(OSError, match="checkpoint of step 2 could not be written"):
+        checkpoints.save(2, trainer.state, IDENTITY)
+        checkpoints.save(3, trainer.state, IDENTITY)
+    assert said[0].startswith("warning: the checkpoint of step 1 could not be written") and len(said) == 1
+
+
+def test_a_disk_without_room_is_told_before_it_is_full(trainer, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("train.checkpoint.free_bytes", lambda folder: 1000)
+    with Checkpoints(tmp_path, CheckpointConfig(), tell=said.append) as checkpoints:
+        checkpoints.save(1, trainer.state, IDENTITY)
+    assert "0.00 GiB are free in" in said[0] and "make room, or lower checkpoint.keep=2" in said[0]
 
 
 def test_a_save_that_cannot_be_written_is_an_error_with_advice(trainer, tmp_path):

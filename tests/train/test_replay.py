@@ -1,0 +1,90 @@
+"""A batch again: the same loss to the last bit, and a planted bad document is named first."""
+
+import json
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from data.build import build_dataset, document_shards
+from data.loader import open_loader
+from data.tables import read_documents
+from tests.train.tiny import losses, run_config, train_config, write_corpus
+from train.checkpoint import CheckpointConfig
+from train.loop import train
+from train.replay import described, replay
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """(folder, id of the planted document, loader config that reads it in step 6 to 10, that step)."""
+    folder = tmp_path_factory.mktemp("planted")
+    write_corpus(folder)
+    draw = random.Random(0)
+    noise = " ".join("".join(draw.choices("qxzjkvwQXZJ#%&", k=9)) for _ in range(12))
+    with (folder / "prose.jsonl").open("a") as file:
+        file.writelines(json.dumps({"text": noise, "group": f"planted{n}"}) + "\n" for n in range(2))
+    config = run_config(folder)
+    dataset = build_dataset(config.data)
+    documents = [document for shard in document_shards(dataset) for document in read_documents(shard)]
+    ids = {document.id for document in documents if document.text == noise}
+    for seed in range(200):
+        loading = replace(config.loader, seed=seed)
+        loader = open_loader(dataset, loading)
+        for number in range(5, 10):
+            for row in loader.rows_of(number):
+                if ids & set(row.doc_ids):
+                    return folder, (ids & set(row.doc_ids)).pop(), loading, number + 1
+    raise AssertionError("no seed reads it early")
+
+
+def test_a_planted_document_is_named_and_the_loss_is_the_logged_one(planted, tmp_path, own_mesh):
+    folder, bad, loading, step = planted
+    config = run_config(
+        folder, run_dir=str(tmp_path / "run"), loader=loading, checkpoint=CheckpointConfig(every_steps=4, keep=9)
+    )
+    assert train(config, folder / "dataset") == 0
+    for number in (2, step):  # from the beginning, and from a checkpoint
+        again = replay(tmp_path / "run", number)
+        assert again.loss.hex() == losses(tmp_path / "run")[number].hex()
+    assert again.before == 4 * ((step - 1) // 4)
+    assert again.pieces[0].doc_id == bad
+    text = described(again, step, folder / "dataset", 3)
+    assert (
+        bad in text
+        and "qx" in text.lower()
+        and f"loader.skip=(({again.pieces[0].row}, {again.pieces[0].row + 1}),)" in text
+    )
+
+
+def test_a_skipped_row_has_weight_0_and_nothing_else_moves(planted):
+    folder, _, loading, step = planted
+    row = (step - 1) * loading.global_batch_size + 1
+    plain = open_loader(folder / "dataset", loading)
+    skipping = open_loader(folder / "dataset", replace(loading, skip=((row, row + 1),)))
+    for number in range(step + 2):
+        before, after = plain.batch(number), skipping.batch(number)
+        if number == step - 1:
+            assert after["loss_weights"][1].sum() == 0 and before["loss_weights"][1].sum() > 0
+            before["loss_weights"][1] = 0
+        assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_changed_batch_size_is_refused_or_carries_on_from_the_same_row(planted, tmp_path, own_mesh, capsys):
+    folder, *_ = planted
+    half = train_config(num_steps=4)
+    config = run_config(folder, run_dir=str(tmp_path / "run"), train=half)
+    assert train(config, folder / "dataset") == 0
+    wider = replace(config, loader=replace(config.loader, global_batch_size=8), train=train_config(num_steps=8))
+    with pytest.raises(
+        ValueError, match=r"loader\.global_batch_size=4, this config has 8; .*checkpoint\.carry_on=True"
+    ):
+        train(wider, folder / "dataset")
+    wider = replace(wider, checkpoint=replace(config.checkpoint, carry_on=True))
+    assert train(wider, folder / "dataset") == 0
+    assert "changed      loader.global_batch_size: 4 -> 8" in capsys.readouterr().out
+    again = replay(tmp_path / "run", 5)
+    assert [row.row for row in again.rows] == list(range(16, 24))  # after the 4 x 4 rows of the first part
+    assert again.loss.hex() == losses(tmp_path / "run")[5].hex()
+    assert [row.row for row in replay(tmp_path / "run", 3).rows] == list(range(8, 12))

@@ -1,0 +1,85 @@
+"""RUN/config.json: what a run was started with, and what was changed each time that it went on."""
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.checkpoint import Position, flat
+from train.config import Config, from_json, to_json
+from train.preflight import commit, versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Steps of a run with one config: those after `position.step`, until the next part begins.
+
+    config: JSON values. position: where the batches of this part begin.
+    """
+
+    position: Position
+    config: dict[str, Any]
+
+    def as_config(self) -> Config:
+        """The config itself."""
+        return from_json(Config, self.config)
+
+
+def prepare_run_folder(run_dir: Path, config: Config, dataset: Path, position: Position) -> list[str]:
+    """RUN with config.json (argv, commit, versions, resolved config) and a copy of the tokenizer: whole by itself.
+
+    Returns what differs from the time before, a line each; empty for a new run.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not (run_dir / "tokenizer").exists():
+        partial = run_dir / "tokenizer.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(dataset / "tokenizer", partial)
+        partial.rename(run_dir / "tokenizer")
+    before = read_about(run_dir) if (run_dir / "config.json").exists() and position.step else {}
+    now = to_json(config)
+    here = {"position": position.__dict__, "config": now}
+    parts = [part for part in before.get("parts", []) if part["position"]["step"] < position.step]
+    if not parts or parts[-1]["config"] != now or parts[-1]["position"]["tokens_per_row"] != position.tokens_per_row:
+        parts.append(here)
+    about = {
+        "argv": sys.argv,
+        "commit": commit(),
+        "versions": versions(),
+        "dataset": str(dataset),
+        "config": now,
+        "parts": parts,
+    }
+    temporary = run_dir / "config.json.tmp"
+    temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(run_dir / "config.json")
+    return changes(before, about) if before else []
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two states of config.json, a line each."""
+    kinds = [flat({key: about.get(key) for key in ("commit", "versions", "config")}) for about in (before, now)]
+    old, new = kinds
+    return [
+        f"changed      {name.removeprefix('config.')}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def read_about(run_dir: Path) -> dict[str, Any]:
+    """RUN/config.json; ValueError where the folder is no run."""
+    try:
+        return json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{run_dir} is no run folder: its config.json cannot be read ({error})") from error
+
+
+def part_of(run_dir: Path, step: int) -> Part:
+    """The part of a run that step number `step` (from 1) belongs to."""
+    parts = [
+        Part(position=Position(**part["position"]), config=part["config"]) for part in read_about(run_dir)["parts"]
+    ]
+    return [part for part in parts if part.position.step < step][-1]
