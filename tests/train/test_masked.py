@@ -23,6 +23,10 @@ from train.state import merge
 from train.step import accumulate
 
 
+def device_batch(seed: int) -> dict[str, jax.Array]:
+    return jax.tree.map(jnp.asarray, random_batch(seed))
+
+
 def tiny_encoder(vocab_size: int = VOCAB) -> EncoderConfig:
     return EncoderConfig(
         vocab_size=vocab_size + 1,
@@ -67,7 +71,7 @@ def test_of_the_hidden_tokens_four_fifths_are_masks_and_a_tenth_is_random(hidden
 
 
 def test_what_a_row_hides_depends_on_its_key_alone():
-    batch = random_batch(1)
+    batch = device_batch(1)
     maskable = (batch["segment_ids"] > 0) & (batch["positions"] > 0)
     keys = row_keys(0, jnp.int32(5), 8)
     run = partial(hide, settings=MaskedLM(share=0.4), mask_id=VOCAB, vocab_size=VOCAB + 1)
@@ -84,7 +88,7 @@ def model():
 
 def test_the_loss_is_that_of_the_logits_at_the_hidden_places(model):
     model.head.bias.set_value(jnp.linspace(-1.0, 1.0, VOCAB + 1))
-    batch = random_batch(2) | {DROPOUT_KEYS: row_keys(0, jnp.int32(1), 8)}
+    batch = device_batch(2) | {DROPOUT_KEYS: row_keys(0, jnp.int32(1), 8)}
     settings = MaskedLM(share=0.3)
     maskable = (batch["segment_ids"] > 0) & (batch["positions"] > 0)
     places, real, shown = hide(
@@ -103,7 +107,7 @@ def test_the_loss_is_that_of_the_logits_at_the_hidden_places(model):
 
 def test_micro_batches_have_the_gradients_of_the_whole_batch(model):
     graph, state = nnx.split(model)
-    batch = random_batch(3) | {DROPOUT_KEYS: row_keys(0, jnp.int32(1), 8)}
+    batch = device_batch(3) | {DROPOUT_KEYS: row_keys(0, jnp.int32(1), 8)}
     objective = partial(masked_objective, settings=MaskedLM())
     params = nnx.to_pure_dict(state)
     whole = jax.jit(partial(accumulate, objective, graph, micro_batches=1))(params, batch)
