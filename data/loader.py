@@ -161,9 +161,9 @@ class Loader:
         return int(self._reader.header["vocab_size"])
 
     @property
-    def first_row(self) -> int:
-        """The row of a global batch with which this process's part begins."""
-        return self._rows.start
+    def places(self) -> np.ndarray:
+        """The places in a global batch that `batch` makes here, in its order."""
+        return self._rows
 
     def planned_epochs(self, steps: int) -> dict[str, float]:
         """How often each source is seen in the first `steps` steps."""

@@ -51,10 +51,15 @@ def trace(dataset: Path, split: str, source: str, position: int) -> Trace:
 
 
 def trace_row(loader: Loader, dataset: Path, *, step: int, row: int, column: int, split: str = "train") -> Trace:
-    """The input at [row, column] of the global batch of `step`; ValueError in one line for padding."""
+    """The input at [row, column] of the global batch of `step`.
+
+    Raises ValueError in one line for padding, or a row that another process makes.
+    """
+    here = np.flatnonzero(loader.places == row)
+    if not len(here):
+        raise ValueError(f"row {row} of the global batch is not made here; places here are {loader.places.tolist()}")
     info = loader.rows_of(step)[row]
-    batch = loader.batch(step)
-    segments = batch["segment_ids"][row - loader.first_row]
+    segments = loader.batch(step)["segment_ids"][here[0]]
     segment = int(segments[column])
     if not segment:
         raise ValueError(

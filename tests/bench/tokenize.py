@@ -1,7 +1,7 @@
 """Encoding MB/s through our whole path to ArrayRecord beside the libraries: `python -m tests.bench.tokenize [--mb N]`.
 
-The text is the standard library's files and docstrings. For each kind of model (SentencePiece BPE and unigram, byte-level
-BPE), on one process and on two:
+The text is the standard library's files and docstrings. For each kind of model (SentencePiece BPE and unigram, and
+byte-level BPE), on one process and on two:
 
     ours           tokenize_stage: Parquet documents -> ids -> shuffled ArrayRecord shards and index
     sentencepiece  SentencePieceProcessor.encode of the same texts in memory, the same model, as many threads

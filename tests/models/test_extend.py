@@ -51,7 +51,7 @@ def test_new_rows_are_means_of_the_old_ones() -> None:
     table = jnp.arange(12, dtype=jnp.float32).reshape(4, 3)
     grown = np.asarray(extended_rows(table, [[0, 1], [3], [1, 2, 3]]))
     assert (grown[:4] == np.asarray(table)).all()
-    np.testing.assert_allclose(grown[4:], [[1.5, 2.5, 3.5], [9, 10, 11], [6, 7, 8]])
+    np.testing.assert_allclose(grown[4:], np.array([[1.5, 2.5, 3.5], [9.0, 10, 11], [6, 7, 8]]))
 
 
 @pytest.mark.parametrize("tied", [True, False])
