@@ -111,12 +111,12 @@ class Processes:
         """Signs of life. faulthandler's own thread speaks where this one cannot, because the interpreter is held."""
         limit = self.config.silent
         while not self._closed.wait(self.config.beat):
-            faulthandler.dump_traceback_later(limit, exit=False)
             idle = time.monotonic() - self._since
             if self._connection is None:
                 if idle > self.config.stall * self._state["patience"]:
                     self._end(f"no step was finished for {idle:.0f} s ({self._state['doing']})", STOPPED)
                 continue
+            faulthandler.dump_traceback_later(limit, exit=False)
             with contextlib.suppress(OSError):
                 self._send({"kind": "beat", "idle": idle} | self._state)
             if time.monotonic() - self._heard > limit:

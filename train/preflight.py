@@ -127,17 +127,16 @@ def build_together(processes: Processes, config: Config) -> Path:
 
     Errors: ValueError where a process does not find the dataset that process 0 built.
     """
-    if processes.count == 1:
-        return build_dataset(config.data)
+    processes.beat(0, "building the dataset" if processes.chief else "waiting for the dataset", patience=1000.0)
     path = Path(config.data.path)
-    if processes.chief:
-        processes.beat(0, "building the dataset", patience=1000.0)
-        key = read_manifest(build_dataset(config.data))["key"]
-    else:
-        key = None
-        processes.beat(0, "waiting for the dataset", patience=1000.0)
+    if processes.count == 1:
+        path = build_dataset(config.data)
+        processes.beat(0, "starting", patience=10.0)
+        return path
+    key = read_manifest(build_dataset(config.data))["key"] if processes.chief else None
     waiting = "process 0 to build the dataset"
     key = processes.exchange("dataset", key, waiting=waiting, progress=lambda: last_line(path / "build.log"))[0]
+    processes.beat(0, "starting", patience=10.0)
     found = read_manifest(path)["key"] if (path / "manifest.json").is_file() else None
     missing = [index for index, other in enumerate(processes.exchange("dataset found", found)) if other != key]
     if missing:
