@@ -39,7 +39,7 @@ def tokenizer_metadata(tokenizer: TextTokenizer) -> dict[str, Any]:
     size = tokenizer.vocab_size
     tokens = [tokenizer.backend.id_to_token(i) or f"[unused{i}]" for i in range(size)]
     added = {entry["id"]: CONTROL if entry["special"] else USER_DEFINED for entry in found.get("added_tokens", [])}
-    values = {"tokenizer.ggml.token_type": [added.get(i, NORMAL) for i in range(size)]}
+    values: dict[str, Any] = {"tokenizer.ggml.token_type": [added.get(i, NORMAL) for i in range(size)]}
     if "ByteLevel" in json.dumps(found.get("decoder") or {}):
         values |= _byte_level(found, tokens)
     elif model.get("byte_fallback"):
