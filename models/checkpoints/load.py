@@ -65,8 +65,20 @@ def load_checkpoint(
     config = checkpoint_config(where)
     platform = (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
     config = dataclasses.replace(config, dtype=dtype or ("float32" if platform == "cpu" else "bfloat16"))
+    tokenizer = load_tokenizer(where)
+    check_vocabulary(tokenizer, config, str(where.path))
     model = load_model(where, config, mesh, param_dtype)
-    return LoadedCheckpoint(model=model, tokenizer=load_tokenizer(where), location=where)
+    return LoadedCheckpoint(model=model, tokenizer=tokenizer, location=where)
+
+
+def check_vocabulary(tokenizer: TextTokenizer | None, config: ModelConfig, origin: str) -> None:
+    """ValueError where the tokenizer is another model's. Tokens added to it later may lie past the model's table."""
+    size = 0 if tokenizer is None else tokenizer.backend.get_vocab_size(with_added_tokens=False)
+    if size > config.vocab_size:
+        raise ValueError(
+            f"{origin} has a tokenizer of {size} tokens and a model of {config.vocab_size}: it is another model's "
+            "tokenizer; copy the one that belongs to the weights"
+        )
 
 
 def checkpoint_config(where: Location) -> ModelConfig:

@@ -153,6 +153,12 @@ def test_wrong_tensors_are_named(folder, tmp_path, change, message):
         load_checkpoint(_rewrite(_copy(folder, tmp_path), change))
 
 
+def test_another_models_tokenizer_is_refused(tmp_path):
+    save_tiny(tmp_path, vocab_size=100)
+    with pytest.raises(ValueError, match="a tokenizer of 259 tokens and a model of 100"):
+        load_checkpoint(tmp_path)
+
+
 def test_a_stray_head_of_a_tied_model_is_refused_unless_it_is_the_same(tmp_path):
     save_tiny(tmp_path)
     _rewrite(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
