@@ -61,7 +61,9 @@ def masked_objective(
     model: EncoderLM, batch: Batch, *, settings: MaskedLM, vocab_chunk: int | None = None
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Sum of the nats of the hidden tokens; `loss` and `weight` (how many there are) to report."""
-    nll_BM, hidden_BM = hidden_losses(model, batch, batch[DROPOUT_KEYS], settings, vocab_chunk)
+    # training rows bring the keys of their step; held-out rows bring none
+    keys_B2 = batch[DROPOUT_KEYS] if DROPOUT_KEYS in batch else row_content_keys(batch["inputs"])
+    nll_BM, hidden_BM = hidden_losses(model, batch, keys_B2, settings, vocab_chunk)
     nll = jnp.sum(jnp.where(hidden_BM, nll_BM, 0.0))
     return nll, {"loss": nll, "weight": jnp.sum(hidden_BM).astype(jnp.float32)}
 
