@@ -204,11 +204,17 @@ def unpack(packed_PO: UInt8[Array, "P O"]) -> UInt8[Array, "I O"]:
 
 
 def looked_up(codes: UInt8[Array, "*any"]) -> Float[Array, "*any"]:
-    """The value of every 4-bit code: fifteen selects, which vectorise on every device where a gather does not."""
-    level: list[Any] = [jnp.float32(value) for value in NF4_VALUES]
-    for bit in range(4):
-        chosen = (codes & (1 << bit)) != 0
-        level = [jnp.where(chosen, one, zero) for zero, one in zip(level[::2], level[1::2])]
+    """The value of every 4-bit code: products and selects, which vectorise on every device where a gather does not.
+
+    The lowest bit chooses by v1 * bit + v0 * (1 - bit), which is exact. As a select between two constants it would put
+    both, made as large as the matrix, outside of the scan over layers.
+    """
+    one = (codes & 1).astype(jnp.float32)
+    zero = 1.0 - one
+    level: list[Array] = [one * upper + zero * lower for lower, upper in zip(NF4_VALUES[::2], NF4_VALUES[1::2])]
+    for bit in (2, 4, 8):
+        chosen = (codes & bit) != 0
+        level = [jnp.where(chosen, upper, lower) for lower, upper in zip(level[::2], level[1::2])]
     return level[0]
 
 

@@ -266,8 +266,8 @@ class CausalLM(nnx.Module):
 
         def run_group(x_BTD: jax.Array, group: Any) -> tuple[jax.Array, Any]:
             kvs = []
-            for place in range(jax.tree.leaves(group)[0].shape[0]):
-                params, kv, number = jax.tree.map(lambda leaf, place=place: leaf[place], group)
+            for place in range(jax.tree.leaves(group)[0].shape[0] if period > 1 else 1):
+                params, kv, number = jax.tree.map(lambda leaf, i=place: leaf[i], group) if period > 1 else group
                 of_layer = None if cache is None else with_kv(cache, *kv)
                 own_rows = rows if rows is None or number is None else rows.of_layer(number)
                 run = lambda params, x, of_layer, own_rows, block=blocks[place]: nnx.merge(graph, params)(  # noqa: E731
@@ -275,8 +275,14 @@ class CausalLM(nnx.Module):
                 )
                 x_BTD, kv = rematerialised(run, config.execution.remat)(params, x_BTD, of_layer, own_rows)
                 kvs.append(kv)
-            return x_BTD, (None if cache is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *kvs))
+            if period == 1 or cache is None:
+                return x_BTD, kvs[0]
+            return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kvs)
 
+        # A layer's weights must be what the scan hands out, not a slice of it: then the backward pass reads them where
+        # they are. Of slices the scan keeps a copy, all layers long.
+        if period == 1:
+            return jax.lax.scan(run_group, x_BTD, stacked, unroll=scan_unroll(config, config.num_layers))
         groups = config.num_layers // period
         whole = jax.tree.map(lambda leaf: leaf[: groups * period].reshape(groups, period, *leaf.shape[1:]), stacked)
         x_BTD, kv = jax.lax.scan(run_group, x_BTD, whole, unroll=scan_unroll(config, groups))
