@@ -85,7 +85,7 @@ def distance(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _sums(
-    graph: Any, other_graph: Any, state: Any, other_state: Any, batch: dict[str, Array], adapter: int
+    graph: Any, other_graph: Any, state: Any, other_state: Any, batch: dict[str, Array], adapter: Any
 ) -> dict[str, Array]:
     models = nnx.merge(graph, state), nnx.merge(other_graph, other_state)
     inputs = batch["inputs"], batch["segment_ids"], batch["positions"]

@@ -23,6 +23,7 @@ from models.sharding import MeshConfig, make_mesh
 from tests.data.token_data import stdlib_documents
 from tests.models.checkpoint_cases import byte_tokenizer, tiny_config, tiny_model
 from tests.train.tiny import losses, run_config, train_config
+from train.evaluation import EvaluationConfig
 from train.export import open_tuned, run
 from train.loop import train
 from train.metrics import read_metrics
@@ -32,6 +33,9 @@ TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 )
+
+
+pytestmark = pytest.mark.slow  # a whole run, and five models written and read again
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,7 @@ def tuned_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer=AdamW(learning_rate=2e-2, weight_decay=0.0),
         loader=LoaderConfig(seq_len=256, global_batch_size=4),
         train=train_config(ema_decay=None, compilation_cache=""),
+        evaluation=EvaluationConfig(every_steps=6, max_bytes=4000, max_final_bytes=4000, prompts=()),
     )
     own = CheckpointTokenizer(location=str(folder / "base"))
     data = dataclasses.replace(
@@ -112,7 +117,6 @@ def test_an_adapter_goes_out_and_is_merged_from_its_folder(tuned_run: Path, tmp_
     np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_a_gguf_file_is_certified_as_it_is_read_again(tuned_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     assert run(["--checkpoint", str(tuned_run), "--format", "gguf", "--out", str(tmp_path / "gguf")]) == 0

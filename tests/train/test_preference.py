@@ -35,13 +35,15 @@ def model() -> CausalLM:
         execution=Execution(scan_unroll=1),
         dtype="float32",
     )
-    adapted = add_lora(CausalLM(config, rngs=nnx.Rngs(0)), LoRA(targets=("q", "down"), dropout=0.0), rngs=nnx.Rngs(1))
-    graph, state = nnx.split(adapted)
-    flat = [
-        (path, leaf.replace(0.3 * jax.random.normal(jax.random.key(i), leaf.shape)) if path[-1] == "b" else leaf)
-        for i, (path, leaf) in enumerate(nnx.to_flat_state(state))
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+    def make() -> CausalLM:
+        model = add_lora(CausalLM(config, rngs=nnx.Rngs(0)), LoRA(targets=("q", "down"), dropout=0.0), rngs=nnx.Rngs(1))
+        for number, adapter in enumerate((model.layers.attention.q.lora, model.layers.mlp.down.lora)):
+            adapter.b = adapter.b.replace(0.3 * jax.random.normal(jax.random.key(number), adapter.b.shape))
+        return model
+
+    graph = nnx.split(nnx.eval_shape(make))[0]
+    return nnx.merge(graph, jax.jit(lambda: nnx.state(make()))())
 
 
 def chat(length: int, answer: int) -> tuple[np.ndarray, np.ndarray]:
@@ -89,26 +91,33 @@ def test_packed_loss_is_the_loss_of_each_chat_alone(model: CausalLM) -> None:
     assert abs(float(leaked["loss"] - ours["loss"])) > 1e-2  # the equality can fail: chats that see each other differ
 
 
-def log_prob(model: Any, one: tuple[np.ndarray, np.ndarray]) -> float:
-    """Log probability of a chat's answer, from its logits alone, one chat a row and nothing else."""
-    ids, weights = one
-    inputs = jnp.asarray(ids[None, :-1])
-    log_p_TV = jax.nn.log_softmax(
-        model.logits(model(inputs, jnp.ones_like(inputs), jnp.arange(inputs.shape[1])[None]))
-    )[0]
-    return float(sum(log_p_TV[place, ids[place + 1]] for place in range(len(ids) - 1) if weights[place + 1]))
+def log_probs(model: Any) -> list[float]:
+    """Log probability of the answer of each of CHATS, from logits alone, one chat a row."""
+    graph, state = nnx.split(model)
+    alone = packed([[one] for one in CHATS])
+
+    @jax.jit
+    def log_p(state: Any) -> jax.Array:
+        model = nnx.merge(graph, state)
+        return jax.nn.log_softmax(model.logits(model(alone["inputs"], alone["segment_ids"], alone["positions"])))
+
+    log_p_BTV = np.asarray(log_p(state))
+    return [
+        float(sum(log_p_BTV[row, place - 1, ids[place]] for place in range(1, len(ids)) if weights[place]))
+        for row, (ids, weights) in enumerate(CHATS)
+    ]
 
 
 def test_preference_loss_is_that_of_the_paper(model: CausalLM) -> None:
-    pairs = [(CHATS[0], CHATS[1]), (CHATS[4], CHATS[3]), (CHATS[1], CHATS[4])]
-    batch = packed([[*pairs[0], *pairs[2]], [*pairs[1]]], joined=True)
+    pairs = [(0, 1), (4, 3), (1, 4)]  # of CHATS
+    batch = packed([[CHATS[i] for i in (*pairs[0], *pairs[2])], [CHATS[i] for i in pairs[1]]], joined=True)
     graph, state = nnx.split(model)
     run = jax.jit(lambda state: preference_objective(nnx.merge(graph, state), batch, beta=0.3, label_smoothing=0.1))
     total, sums = run(state)
-    base, losses, margins = without_lora(model), [], []
+    gains = np.subtract(log_probs(model), log_probs(without_lora(model)))
+    losses, margins = [], []
     for chosen, rejected in pairs:
-        gains = [log_prob(model, side) - log_prob(base, side) for side in (chosen, rejected)]
-        margin = gains[0] - gains[1]
+        margin = float(gains[chosen] - gains[rejected])
         margins.append(margin)
         sigmoid = 1 / (1 + math.exp(-0.3 * margin))
         losses.append(-0.9 * math.log(sigmoid) - 0.1 * math.log(1 - sigmoid))
