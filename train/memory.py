@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from models.attention import choose_kernel
 from models.config import Gated, ModelConfig
 from train.config import Config
-from train.cost import attention_shape, local_bytes, micro_tokens
+from train.cost import attention_shape, leaves, local_bytes, micro_tokens
 from train.parameters import weight_bytes
 
 LANES = 128  # float32 numbers that splash keeps of every query and head: its log-sum-exp, once in each lane
@@ -37,11 +37,20 @@ def memory_by_kind(config: Config, state: Any, sizes: Mapping[str, int], platfor
         **weight_bytes(state, lambda leaf: local_bytes(leaf, sizes)),
         "optimizer": local_bytes(state.opt_state, sizes),
         "EMA": local_bytes(state.ema, sizes),
+        "parameters, cast once": cast_bytes(config, state, sizes, item),
         "gradients": accumulated * local_bytes(state.params, sizes),
         "activations saved": saved_bytes(config, sizes, tokens, item),
         "one layer's backward pass" if layer >= output else "logits": HEAP[platform] * max(layer, output),
     }
     return {kind: int(number) for kind, number in kinds.items() if number}
+
+
+def cast_bytes(config: Config, state: Any, sizes: Mapping[str, int], item: int) -> int:
+    """The layers' parameters in the dtype of the products: compilers cast them before the loop over layers."""
+    if item == jnp.dtype(config.model.param_dtype).itemsize:
+        return 0
+    stacked = [leaf for leaf in leaves(state.params) if leaf.ndim > 2]
+    return local_bytes(stacked, sizes) * item // jnp.dtype(config.model.param_dtype).itemsize
 
 
 def saved_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int) -> float:
