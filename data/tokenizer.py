@@ -127,7 +127,11 @@ class SentencePieceTokenizer:
 
     def piece(self, token: int) -> str:
         """How one id is written in the vocabulary."""
-        return self._processor.id_to_piece(int(token))
+        return self._pieces[int(token)]
+
+    @cached_property
+    def _pieces(self) -> list[str]:
+        return self._processor.id_to_piece(list(range(self.vocab_size)))
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes of text that one id stands for; none for a control piece."""
@@ -276,8 +280,8 @@ def _trainer_settings(config: TokenizerConfig) -> dict[str, Any]:
 def _training_failure(config: TokenizerConfig, chars: int, message: str) -> str:
     if small := re.search(r"smaller than required_chars\D*(\d+) vs (\d+)", message):
         return (
-            f"tokenizer.vocab_size={config.vocab_size} is below the {small.group(2)} special, byte and single-character "
-            "pieces that this text needs; raise it or lower character_coverage"
+            f"tokenizer.vocab_size={config.vocab_size} is below the {small.group(2)} special, byte and single-character"
+            " pieces that this text needs; raise it or lower character_coverage"
         )
     limit = re.search(r"<= (\d+)", message)
     if "ocabulary size" in message or limit:

@@ -21,6 +21,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ import pyarrow.compute as pc
 import xxhash
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data.chat_tokens import chat_encoder
+from data.chat_tokens import ChatEncoder, chat_encoder
 from data.engine import Engine
 from data.languages import language_of
 from data.tables import atomic_path, read_documents
 from data.tokenize import token_dtype, tokenize
-from data.tokenizer import load_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer
 
 VERSION = 2
 LIBRARIES = ("array_record", "pyarrow", "sentencepiece", "tokenizers")
@@ -102,7 +103,8 @@ def tokenize_stage(
         run.mkdir(parents=True)
     encode = _EncodeShard(tokenizer=str(tokenizer), seed=seed, split_languages=split_languages)
     engine.map_shards(encode, [(str(shard), str(run)) for shard, run in zip(shards, runs)], label="tokenize")
-    counts = {split: _write_split(work, runs, split, tokenizer, engine, seed) for split in SPLITS}
+    loaded = load_tokenizer(tokenizer)  # once: reading it and its fingerprint take as long as encoding a megabyte
+    counts = {split: _write_split(work, runs, split, loaded, engine, seed) for split in SPLITS}
     shutil.rmtree(work / "runs", ignore_errors=True)
     shutil.rmtree(output, ignore_errors=True)
     work.rename(output)
@@ -119,9 +121,8 @@ class _EncodeShard:
 
     def __call__(self, item: tuple[str, str]) -> int:
         shard, run = Path(item[0]), Path(item[1])
-        tokenizer = load_tokenizer(self.tokenizer)
-        spec = Path(self.tokenizer) / "tokenizer.json"
-        chats = chat_encoder(spec.read_text(encoding="utf-8")) if spec.is_file() else None
+        files = sorted(Path(self.tokenizer).iterdir())
+        tokenizer, chats = _load_encoders(self.tokenizer, tuple((f.name, f.stat().st_mtime_ns) for f in files))
         rows = []
         for document, tokens in tokenize(read_documents(shard), tokenizer, chats):
             split = document.meta.get("split", "train")
@@ -133,6 +134,13 @@ class _EncodeShard:
         rows.sort(key=lambda row: row[:4])
         _write_run(run, rows, token_dtype(tokenizer.vocab_size))
         return len(rows)
+
+
+@lru_cache(maxsize=1)
+def _load_encoders(folder: str, files: tuple[tuple[str, int], ...]) -> tuple[Tokenizer, ChatEncoder | None]:
+    """A tokenizer and its encoder of chats, read once a worker; `files` with their times tell a folder written anew."""
+    spec = Path(folder) / "tokenizer.json"
+    return load_tokenizer(folder), chat_encoder(spec.read_text(encoding="utf-8")) if spec.is_file() else None
 
 
 def _write_run(run: Path, rows: list[tuple[str, str, int, str, Any]], dtype: np.dtype) -> None:
@@ -156,7 +164,7 @@ def _write_run(run: Path, rows: list[tuple[str, str, int, str, Any]], dtype: np.
 
 
 def _write_split(
-    work: Path, runs: Sequence[Path], split: str, tokenizer: Path, engine: Engine, seed: int
+    work: Path, runs: Sequence[Path], split: str, tokenizer: Tokenizer, engine: Engine, seed: int
 ) -> dict[str, SourceCounts]:
     """Merge the runs of one split into its shards and index."""
     folder = work / split
@@ -165,8 +173,7 @@ def _write_split(
     sources = table.column("source").to_numpy(zero_copy_only=False)
     num_tokens = table.column("num_tokens").to_numpy()
     np.save(work / f"{split}.order.npy", np.stack([table.column(c).to_numpy() for c in ("run", "start", "num_tokens")]))
-    loaded = load_tokenizer(tokenizer)
-    dtype = token_dtype(loaded.vocab_size)
+    dtype = token_dtype(tokenizer.vocab_size)
     tasks: list[tuple[str, int, int, int, bool]] = []
     entries: dict[str, dict[str, Any]] = {}
     counts = {}
@@ -194,9 +201,9 @@ def _write_split(
         "format": 1,
         "split": split,
         "seed": seed,
-        "tokenizer": loaded.fingerprint,
-        "vocab_size": loaded.vocab_size,
-        "pad_id": loaded.pad_id,
+        "tokenizer": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "pad_id": tokenizer.pad_id,
         "dtype": dtype.str,
         "record_tokens": RECORD_TOKENS,
         "documents": table.num_rows,

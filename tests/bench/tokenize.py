@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -96,8 +97,10 @@ def measure(
         found[threads] = {"ours": [], "sentencepiece": [], "tokenizers": []}
         with LocalPool(workers=threads).session() as engine:
             tokenize_stage(shards[:1], model, folder / "warm", engine)  # workers start
-            for _ in range(ROUNDS):
-                ours = timed(lambda engine=engine: tokenize_stage(shards, model, folder / "tokens", engine))  # type: ignore[misc]
+            for turn in range(ROUNDS):
+                # another folder each time: a worker remembers the words of a tokenizer that it has read
+                fresh = Path(shutil.copytree(model, folder / f"{kind}-{threads}-{turn}"))
+                ours = timed(lambda e=engine, m=fresh: tokenize_stage(shards, m, folder / "tokens", e))  # type: ignore[misc]
                 found[threads]["ours"].append(megabytes / ours)
                 if (model / "tokenizer.model").exists():
                     processor = sentencepiece.SentencePieceProcessor(model_file=str(model / "tokenizer.model"))
