@@ -39,8 +39,8 @@ def gathered(kernel: jax.Array, axes: Names) -> jax.Array:
 def weight_product(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"], axes: Names) -> Float[Array, "*batch O"]:
     """x @ kernel, both in the dtype of the product; `axes` names the kernel's dims.
 
-    The backward pass gathers the kernel again and reduces its gradient over the batch into the parts that each device
-    keeps.
+    The backward pass reduces the kernel's gradient over the batch into the parts that each device keeps. Layers that
+    are rematerialised gather the kernel again for it; where nothing is, the gathered one is kept.
     """
     if x.ndim != 3 or not _divided(x, kernel, axes):
         return x @ gathered(kernel, axes)
@@ -49,12 +49,15 @@ def weight_product(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"], axe
     def product(x_BTI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
         return x_BTI @ constrain(kernel_IO, _whole(axes))
 
-    def backward(saved: tuple[jax.Array, jax.Array], gradient_BTO: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_BTI, kernel_IO = saved
-        x_gradient_BTI = gradient_BTO @ constrain(kernel_IO, _whole(axes)).T
-        return x_gradient_BTI, kernel_gradient(x_BTI, gradient_BTO, axes, kernel_IO.dtype)
+    def forward(x_BTI: jax.Array, kernel_IO: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        whole_IO = constrain(kernel_IO, _whole(axes))  # kept, so that what is rematerialised gathers it once for both
+        return x_BTI @ whole_IO, (x_BTI, whole_IO)
 
-    product.defvjp(lambda x_BTI, kernel_IO: (product(x_BTI, kernel_IO), (x_BTI, kernel_IO)), backward)
+    def backward(saved: tuple[jax.Array, jax.Array], gradient_BTO: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x_BTI, whole_IO = saved
+        return gradient_BTO @ whole_IO.T, kernel_gradient(x_BTI, gradient_BTO, axes, whole_IO.dtype)
+
+    product.defvjp(forward, backward)
     return product(x, kernel)
 
 

@@ -114,8 +114,8 @@ def memory_traffic(config: Config, state: Any, sizes: Mapping[str, int]) -> floa
 def ideal_traffic(config: Config, state: Any, sizes: Mapping[str, int], domain: int) -> list[Collective]:
     """The collectives that a step needs on this mesh and no others.
 
-    fsdp: every split parameter gathered for the forward pass and, in a layer, again for the backward pass, its gradient
-    reduced into parts (models/products.py). data: the parts reduced once more. tensor:
+    fsdp: every split parameter gathered for the forward pass and, in a layer, again for the backward pass (where
+    nothing is rematerialised the first copy is kept), its gradient reduced. data: gradients reduced once more. tensor:
     two reductions of the activations a layer forward and two backward, and what rematerialisation repeats; one for the
     embedding, one for the output. context: keys and values gathered in each pass, their gradients reduced.
     """
@@ -128,11 +128,12 @@ def ideal_traffic(config: Config, state: Any, sizes: Mapping[str, int], domain: 
         if group > 1 and times:
             found.append(Collective(kind, times, int(size), group, network))
 
+    passes = 1 if model.execution.remat == "none" else 2
     for leaf in leaves(model_params(state)):
         if "fsdp" in axes_of(leaf):
             kept = min(item, leaf.dtype.itemsize)  # what is stored in less is gathered as it is stored
             whole = leaf.size * kept / (tensor if "tensor" in axes_of(leaf) else 1)
-            need("all-gather", micro * (2 if leaf.ndim > 2 else 1), whole, fsdp)
+            need("all-gather", micro * (passes if leaf.ndim > 2 else 1), whole, fsdp)
     for leaf in leaves(state.params):
         split = axes_of(leaf)
         local = leaf.size * item / (tensor if "tensor" in split else 1)
@@ -144,7 +145,6 @@ def ideal_traffic(config: Config, state: Any, sizes: Mapping[str, int], domain: 
     repeated = 1 if model.execution.remat == "full" else 0
     need("all-reduce", micro * (model.num_layers * (4 + repeated) + 2), activations, tensor)
     keys = tokens * context * model.num_kv_heads * model.head_dim * item / tensor
-    passes = 1 if model.execution.remat == "none" else 2
     need("all-gather", micro * model.num_layers * 2 * passes, keys, context)
     need("reduce-scatter", micro * model.num_layers * 2, keys / context, context)
     return found

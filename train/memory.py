@@ -62,7 +62,10 @@ def saved_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int
         each = 2 * model.embed_dim + (projected(model) + hidden(model) * model.mlp_dim) / tensor
     else:
         each = 4 * model.embed_dim + (kept_of_heads(model) + (hidden(model) + 2) * model.mlp_dim) / tensor
-    return model.num_layers * (tokens * each * item + (scores(config, sizes) if model.execution.remat == "none" else 0))
+    if model.execution.remat != "none":
+        return model.num_layers * tokens * each * item
+    weights = matrices(model) * item / tensor if sizes["fsdp"] > 1 else 0  # as they were gathered
+    return model.num_layers * (tokens * each * item + scores(config, sizes) + weights)
 
 
 def layer_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int, platform: str) -> float:
@@ -73,8 +76,7 @@ def layer_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int
     heads = (3 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim / tensor
     residual = 10 if platform == "tpu" else 6  # arrays as wide as the residual stream; TPUs copy some to other layouts
     activations = tokens * item * (residual * model.embed_dim + heads + (hidden(model) + 1) * model.mlp_dim / tensor)
-    matrices = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim + (hidden(model) + 1) * model.mlp_dim
-    weights = 2 * matrices * model.embed_dim * item / tensor
+    weights = 2 * matrices(model) * item / tensor
     kept_by_kernel = tokens * model.num_heads / tensor * LANES * 4 if platform == "tpu" else 2 * scores(config, sizes)
     return activations + weights + kept_by_kernel
 
@@ -91,6 +93,12 @@ def output_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: in
 def hidden(model: ModelConfig) -> int:
     """Products that make the MLP's hidden layer."""
     return 2 if isinstance(model.mlp, Gated) else 1
+
+
+def matrices(model: ModelConfig) -> int:
+    """Elements of one layer's matrices."""
+    heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+    return model.embed_dim * (heads + (hidden(model) + 1) * model.mlp_dim)
 
 
 def projected(model: ModelConfig) -> int:
