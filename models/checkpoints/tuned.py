@@ -3,7 +3,6 @@
 The float model is never whole in memory: a projection is read, adapted, quantised and let go before the next one.
 """
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from models.checkpoints.load import load_model, matching_config, quantization_of
 from models.checkpoints.location import Location, resolve
 from models.config import ModelConfig
 from models.layers import Linear
-from models.lora import adapt_linear, adaptable, add_lora, attach, choose, path_key
-from models.quantize import NF4, quantized_linear, round_trip
+from models.lora import LoRA, adapt_linear, adaptable, add_lora, attach, choose, path_key
+from models.quantize import NF4, Quantization, quantized_linear, round_trip
 from models.sharding import param_shardings
 from models.transformer import CausalLM, abstract_model
 from models.tuning import Tuning, abstract_tuned, dotted_paths
@@ -56,9 +55,8 @@ def load_tuned(
             inner, place = inner.setdefault(name, {}), place[name]
         owner = ".".join(names)
         if leaf == "kernel" and owner in places and owner != "lm_head":
-            make = partial(
-                _tuned_kernel, places[owner], owner, tuning if owner in chosen else replace(tuning, lora=None)
-            )
+            lora = tuning.lora if owner in chosen else None
+            make = partial(_tuned_kernel, places[owner], owner, lora, tuning.quantize)
             shardings = {name: part for name, part in place.items() if name != "bias"}
             inner |= jax.jit(make, out_shardings=shardings, donate_argnums=0)(values, path_key(key, owner))
         else:
@@ -93,13 +91,15 @@ def _load_quantised(
     return make(state), combined({path: int(value) for path, value in sums.items()})
 
 
-def _tuned_kernel(linear: Linear, path: str, tuning: Tuning, kernel: Array, key: Array) -> Params:
+def _tuned_kernel(
+    linear: Linear, path: str, lora: LoRA | None, form: Quantization | None, kernel: Array, key: Array
+) -> Params:
     """The parts that one projection's kernel becomes, without its bias."""
     linear = nnx.clone(linear)
     linear.kernel, linear.bias = linear.kernel.replace(kernel), None
-    if tuning.lora is not None:
-        adapt_linear(linear, path, tuning.lora, key, None if tuning.quantize is None else round_trip(tuning.quantize))
-    part: Any = linear if tuning.quantize is None else quantized_linear(linear, tuning.quantize, path)
+    if lora is not None:
+        adapt_linear(linear, path, lora, key, None if form is None else round_trip(form))
+    part: Any = linear if form is None else quantized_linear(linear, form, path)
     return nnx.to_pure_dict(nnx.state(part))
 
 

@@ -69,7 +69,7 @@ def chosen(*ids):
     return RowContext(adapter_ids_B=jnp.asarray(ids, jnp.int32))
 
 
-@pytest.mark.parametrize("targets", [("q", "v"), "all-linear", ("embedding", "lm_head")])
+@pytest.mark.parametrize("targets", ["all-linear", ("q", "v", "embedding", "lm_head")])
 def test_fresh_adapters_are_the_base_to_the_last_bit(base, targets):
     model = adapted(base, LoRA(targets=targets))
     assert np.array_equal(run(model), run(base))
@@ -78,11 +78,9 @@ def test_fresh_adapters_are_the_base_to_the_last_bit(base, targets):
 
 
 KINDS = {
-    "lora": LoRA(targets="all-linear"),
-    "rslora": LoRA(rslora=True, rank_pattern=(("v", 2),), alpha_pattern=(("attention.q", 5.0),)),
+    "rslora": LoRA(targets="all-linear", rslora=True, rank_pattern=(("v", 2),), alpha_pattern=(("attention.q", 5.0),)),
     "dora": LoRA(targets="all-linear", dora=True),
     "tables": LoRA(targets=("q", "embedding", "lm_head")),
-    "input table": LoRA(targets=("embedding",)),
     "tables with dora": LoRA(targets=("embedding", "lm_head"), dora=True),
     "one adapter on both uses of the table": LoRA(targets=("embedding",), tie_embedding=True),
 }
@@ -90,14 +88,13 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_is_unmerged_and_another_function_than_the_base(base, kind):
-    model = moved(adapted(base, KINDS[kind]))
+    model = moved(adapted(base, KINDS[kind]), size=0.02 if "table" in kind else 0.1)
     merged = made(lambda: merge_lora(model))
     assert not [path for path in dotted_paths(nnx.state(merged)) if "lora" in path]
     assert np.max(np.abs(run(model) - run(base))) > 0.1
     np.testing.assert_allclose(run(merged), run(model), atol=1e-5)
-    if kind in ("dora", "tables"):
-        np.testing.assert_allclose(run(unstacked(model)), run(model), atol=1e-5)
-    assert np.array_equal(run(without_lora(model)), run(base))
+    bare = jax.tree.leaves(nnx.state(without_lora(model)))
+    assert all(map(np.array_equal, bare, jax.tree.leaves(nnx.state(base))))
 
 
 def test_the_adapter_of_an_untied_output_merges_too():

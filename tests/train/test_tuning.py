@@ -195,9 +195,9 @@ def base_folder(tmp_path_factory):
     [
         Tuning(lora=LoRA(targets=("q", "embedding", "lm_head"), dora=True)),
         Tuning(lora=LoRA(targets="all-linear", init="loftq"), quantize=NF4(block=16)),
-        Tuning(lora=LoRA(init="pissa")),
+        Tuning(lora=LoRA(init="pissa"), quantize=NF4(block=16, double_quant=False)),
     ],
-    ids=["tables and DoRA", "LoftQ", "PiSSA"],
+    ids=["tables and DoRA", "LoftQ", "PiSSA, quantised"],
 )
 def test_a_base_that_is_read_part_by_part_is_the_one_that_is_tuned_whole(base_folder, tuning):
     config = llama_model(vocab_size=600)
