@@ -74,7 +74,7 @@ def kernel_gradient(
         part = product(x_BTI, gradient_BTO).astype(dtype)
         if "embed" in axes:
             part = jax.lax.psum_scatter(part, "fsdp", scatter_dimension=axes.index("embed"), tiled=True)
-        return jax.lax.psum(part, ("data", "context") if "embed" in axes else ("data", "fsdp", "context"))
+        return _summed(part, ("data", "context") if "embed" in axes else ("data", "fsdp", "context"))
 
     whole = _whole(axes)
     specs = tuple(partition_spec(("batch", "sequence", name)) for name in whole)
@@ -103,7 +103,7 @@ def looked_up(table_VD: Float[Array, "V D"], ids_BT: Int[Array, "B T"], axes: Na
             jnp.zeros((words, gradient_BTD.shape[-1]), gradient_BTD.dtype).at[here_BT].add(gradient_BTD, mode="drop")
         )
         part_VD = jax.lax.psum_scatter(part_VD, "fsdp", scatter_dimension=1, tiled=True)
-        return jax.lax.psum(part_VD, ("data", "context"))
+        return _summed(part_VD, ("data", "context"))
 
     def backward(ids_BT: jax.Array, gradient_BTD: jax.Array) -> tuple[jax.Array, None]:
         specs = (partition_spec(("batch", "sequence")), partition_spec(("batch", "sequence", None)))
@@ -112,6 +112,13 @@ def looked_up(table_VD: Float[Array, "V D"], ids_BT: Int[Array, "B T"], axes: Na
 
     lookup.defvjp(lambda table_VD, ids_BT: (lookup(table_VD, ids_BT), ids_BT), backward)
     return lookup(table_VD, ids_BT)
+
+
+def _summed(part: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    """The sum over those mesh axes that have more than one device."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    over = tuple(name for name in names if shape[name] > 1)
+    return jax.lax.psum(part, over) if over else part
 
 
 def _shards(name: str | None) -> int:
