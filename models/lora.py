@@ -155,9 +155,10 @@ def attach(
     """Puts new adapters at one path of the model, in place."""
     name = plain(path)
     if name in ("embedding", "lm_head"):
-        tied = model.lm_head is None
+        head: Any = model.lm_head
+        tied = head is None
         if name == "lm_head" and not tied:
-            kernel, axes = model.lm_head.kernel, ("embed", "vocab")
+            kernel, axes = head.kernel, ("embed", "vocab")
         else:
             kernel, axes = model.embedding, ("vocab", "embed") if name == "embedding" else ("embed", "vocab")
         values = kernel.get_value().T if name == "lm_head" and tied else kernel.get_value()
@@ -179,7 +180,7 @@ def adapt_linear(
     """Puts new adapters on one projection, in place."""
     adapter, kernel = new_adapter(module.full_kernel(), path, module.axes, config, key, round_trip, module.dtype)
     if kernel is not None:
-        if not isinstance(module, Linear):
+        if not hasattr(module, "kernel"):
             raise ValueError(f"lora.init={config.init!r} changes the base: add adapters first, then quantise")
         module.kernel = module.kernel.replace(kernel)
     module.lora = nnx.data(adapter)
@@ -295,9 +296,10 @@ def merge_lora(model: CausalLM, adapter: int = 0) -> CausalLM:
     """
     from models.quantize import dequantized
 
-    merged = dequantized(model)
-    for _, module in nnx.iter_modules(merged):
-        if isinstance(module, Linear) and module.lora is not None:
+    merged: Any = dequantized(model)
+    modules: Any = nnx.iter_modules(merged)
+    for _, module in modules:
+        if getattr(module, "lora", None) is not None:
             kernel = module.kernel.get_value()
             module.kernel = module.kernel.replace(module.lora.merged(kernel, adapter).astype(kernel.dtype))
             module.lora = None
@@ -322,7 +324,7 @@ def untied_head(model: CausalLM) -> Linear:
     """An output projection that holds the transposed token table."""
     config = model.config
     axes = ("embed", "vocab")
-    shapes = nnx.eval_shape(lambda: Linear(1, 1, axes=axes, rngs=nnx.Rngs(0), dtype=config.dtype))
+    shapes: Any = nnx.eval_shape(lambda: Linear(1, 1, axes=axes, rngs=nnx.Rngs(0), dtype=config.dtype))
     shapes.kernel = shapes.kernel.replace(model.embedding.get_value().T)
     return shapes
 
@@ -330,7 +332,8 @@ def untied_head(model: CausalLM) -> Linear:
 def without_lora(model: CausalLM) -> CausalLM:
     """The base alone; arrays are shared. Errors: none: a model without adapters comes back as it is."""
     base = nnx.clone(model)
-    for _, module in nnx.iter_modules(base):
+    modules: Any = nnx.iter_modules(base)
+    for _, module in modules:
         if getattr(module, "lora", None) is not None:
             module.lora = None
     base.embedding_lora, base.lm_head_lora, base.tied_lora = None, None, False

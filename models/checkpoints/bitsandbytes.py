@@ -12,6 +12,7 @@ again and the values are theirs to the last bit. Shapes: I and O the sides of a 
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def read_parts(source: SafetensorsFolder, name: str, form: NF4, origin: str) -> 
         "packed": packed,
         "scale_codes": scales,
         "group_scales": np.asarray(source.view(name + ".nested_absmax"), np.float32),
-        "mean": np.float32(state["nested_offset"]),
+        "mean": np.asarray(state["nested_offset"], np.float32),
     }
 
 
@@ -182,7 +183,7 @@ def quantised_entries(model: CausalLM, table: Mapping[str, Rule], form: NF4) -> 
                 leaf = leaves[paths[path]].get_value()
                 ours = leaf if layer is None else leaf[layer]
                 values = rule.theirs([np.asarray(ours)], model.config)
-                yield name, values.shape, values.dtype, lambda values=values: values
+                yield name, values.shape, values.dtype, partial(np.asarray, values)
                 continue
             prefix = f"{path.removesuffix('.kernel')}.parts."
             parts = {p.removeprefix(prefix): leaves[paths[p]].get_value() for p in paths if p.startswith(prefix)}
@@ -212,4 +213,4 @@ def matrix_entries(name: str, parts: Mapping[str, np.ndarray], form: NF4, dtype:
         tensors[f"{name}.absmax"] = parts["scales"].T.reshape(-1)
     tensors[name + STATE] = np.frombuffer(json.dumps(state).encode(), np.uint8)
     for key, values in tensors.items():
-        yield key, values.shape, values.dtype, lambda values=values: values
+        yield key, values.shape, values.dtype, partial(np.asarray, values)
