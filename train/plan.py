@@ -141,7 +141,7 @@ def plan(config: Config, mesh: Mesh | AbstractMesh) -> str:
         "",
         *parameter_table(whole_params(run.state.params, run.state.frozen)),
         "",
-        "memory of a device, from shapes (within 15 % of the compilers' own figures; --compile asks one)",
+        "memory of a device, an estimate from shapes (--compile asks the compiler)",
     ]
     memory = memory_by_kind(config, run.state, mesh.shape)
     lines += [f"  {kind:<30} {size / GIB:10.3f} GiB" for kind, size in memory.items()]
