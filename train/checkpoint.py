@@ -152,6 +152,8 @@ class Checkpoints:
         except Exception as error:
             self._failed(_unwritten(step, self.folder, error))
         if before is not None and self._failure is not None:
+            with contextlib.suppress(Exception):
+                self._orbax.close()  # else its threads keep the process alive
             raise self._failure
 
     def wait(self) -> None:

@@ -68,8 +68,8 @@ def replay(run_dir: Path, step: int, *, dataset: Path | None = None, mesh: MeshC
     if step < 1:
         raise ValueError(f"--step {step}: steps are counted from 1")
     part = part_of(run_dir, step)
-    config = replace(part.as_config(), mesh=mesh or MeshConfig())
     dataset = dataset or Path(read_about(run_dir)["dataset"])
+    config = replace(part.as_config(dataset), mesh=mesh or MeshConfig())
     on_mesh = make_mesh(config.mesh, jax.devices()[: math.prod(astuple(config.mesh))])
     jax.set_mesh(on_mesh)
     loader = open_loader(dataset, config.loader)

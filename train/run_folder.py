@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.build import DataConfig
 from train.checkpoint import Position, flat
 from train.config import Config, from_json, to_json
 from train.preflight import commit, versions
@@ -22,9 +23,17 @@ class Part:
     position: Position
     config: dict[str, Any]
 
-    def as_config(self) -> Config:
-        """The config itself."""
-        return from_json(Config, self.config)
+    def as_config(self, dataset: Path) -> Config:
+        """The config itself, with the dataset as it lies there in place of the sources that it was built from."""
+        data = DataConfig(path=str(dataset), sources=(Built(),), tokenizer=None, rebuild=False)
+        return from_json(Config, self.config | {"data": data})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """In place of the sources of a dataset that is not built again."""
+
+    name: str = "built"
 
 
 def prepare_run_folder(run_dir: Path, config: Config, dataset: Path, position: Position) -> list[str]:

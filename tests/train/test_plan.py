@@ -27,7 +27,15 @@ def test_eight_billion_parameters_on_64_devices_are_planned_in_seconds(capsys: p
     assert "8,030,261,248 parameters" in text  # Llama 3 8B's published count
     assert "fsdp=64" in text and "64 devices" in text
     assert re.search(r"layers\.mlp\.up\.kernel +32x4096x14336 +float32 +-, fsdp, tensor +112\.00", text)
-    for line in ("parameters", "gradients", "optimizer", "activations saved", "one layer's", "FLOP a token", "cudnn_packed"):
+    for line in (
+        "parameters",
+        "gradients",
+        "optimizer",
+        "activations saved",
+        "one layer's",
+        "FLOP a token",
+        "cudnn_packed",
+    ):
         assert line in text
 
 
