@@ -16,7 +16,7 @@ from train.config import Config
 from train.cost import ideal_traffic, seconds, work
 from train.memory import memory_by_kind
 
-USABLE = 0.92  # of a device's memory: the runtime keeps some, and the estimate of it is within 15 %
+USABLE = 0.92  # of a device's memory: the runtime keeps some
 REMATS = ("none", "dots", "full")
 MOST_CONTEXT = 16  # devices that one row is split over
 

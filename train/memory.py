@@ -1,7 +1,7 @@
 """Memory of one device during a step, by kind, from shapes alone.
 
-Exact for the state. What a step makes on the way is a model of what the compilers keep, held to their own figures
-within 15 % by tests/train/test_fit.py. Shapes: T tokens of a micro-batch on the device, D embed, N heads, K kv heads,
+Exact for the state. What a step makes on the way is a model of what the compilers keep, with coefficients fitted to
+their figures for a few sizes: an estimate; `--compile` asks the compiler itself. Shapes: T tokens of a micro-batch on the device, D embed, N heads, K kv heads,
 H head dim, F mlp, V vocabulary.
 """
 
