@@ -102,6 +102,8 @@ class Filler:
             inside = end > start and begin < stop
             if inside and open_span == place:
                 continue  # a further token of a word that has its mask
+            if end == start and item.text[begin:end] == " ":
+                continue  # the space that the words on offer bring along
             open_span = place if inside else None
             if len(ids) - len(self.front) >= room:
                 windows.append(Window(number, [*ids, *self.back], masks))
@@ -191,9 +193,10 @@ def special_ids(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 def word_of(tokenizer: Tokenizer, number: int, piece: str) -> str | None:
     """The word that a piece is by itself, in small letters and two of them at the least; None for all else.
 
-    WordPiece marks what continues a word ("##ing"); byte-level BPE and SentencePiece mark what begins one ("Ġ", "▁").
+    WordPiece marks what continues a word ("##ing"); byte-level BPE and SentencePiece mark what begins one: "Ġ", "▁", or
+    the space itself.
     """
-    marked = piece[:1] in ("Ġ", "▁")
+    marked = piece[:1] in ("Ġ", "▁", " ")
     text = piece[1:] if marked else piece
     if len(text) < 2 or not text.isalpha() or not text.islower():
         return None
