@@ -139,7 +139,7 @@ def to_global(batch: Mapping[str, np.ndarray], sharding: NamedSharding, rows: np
     """This process's `rows` as its part of the global batch; arrays are [rows, ...], global ones [batch_size, ...]."""
 
     def whole(local: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:  # a slice for each dim
             first, last, _ = index[0].indices(batch_size)
             return local[np.searchsorted(rows, first) : np.searchsorted(rows, last), *index[1:]]
 

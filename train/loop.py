@@ -125,7 +125,7 @@ def train(
     finished = final_line(run_dir, last_step) if processes.chief and first_step == last_step else None
     if processes.exchange("finished", finished is not None)[0]:
         checkpoints.check(first_step, identity)
-        if processes.chief:
+        if finished is not None:  # on process 0
             print(summary(run_dir, finished))
         return 0
     row = 0  # the first global row of the next batch

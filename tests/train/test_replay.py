@@ -15,20 +15,20 @@ from train.checkpoint import CheckpointConfig
 from train.loop import train
 from train.replay import described, replay
 
+NOISE = " ".join("".join(random.Random(word).choices("qxzjkvwQXZJ#%&", k=9)) for word in range(12))
+
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     """(folder, id of the planted document, loader config that reads it in step 6 to 10, that step)."""
     folder = tmp_path_factory.mktemp("planted")
     write_corpus(folder)
-    draw = random.Random(0)
-    noise = " ".join("".join(draw.choices("qxzjkvwQXZJ#%&", k=9)) for _ in range(12))
     with (folder / "prose.jsonl").open("a") as file:
-        file.writelines(json.dumps({"text": noise, "group": f"planted{n}"}) + "\n" for n in range(2))
+        file.writelines(json.dumps({"text": NOISE, "group": f"planted{n}"}) + "\n" for n in range(2))
     config = run_config(folder)
     dataset = build_dataset(config.data)
     documents = [document for shard in document_shards(dataset) for document in read_documents(shard)]
-    ids = {document.id for document in documents if document.text == noise}
+    ids = {document.id for document in documents if document.text == NOISE}
     for seed in range(200):
         loading = replace(config.loader, seed=seed)
         loader = open_loader(dataset, loading)
@@ -53,7 +53,7 @@ def test_a_planted_document_is_named_and_the_loss_is_the_logged_one(planted, tmp
     text = described(again, step, folder / "dataset", 3)
     assert (
         bad in text
-        and "qx" in text.lower()
+        and NOISE[:60] in text
         and f"loader.skip=(({again.pieces[0].row}, {again.pieces[0].row + 1}),)" in text
     )
 
