@@ -40,7 +40,7 @@ Render = Callable[[Sequence[Mapping[str, str]], bool], str]  # (messages, add_ge
 class ChatError(ValueError):
     """A chat that cannot be used. reason: snake_case, for a `Drop`; value: what was found."""
 
-    def __init__(self, reason: str, value: str | int | None = None):
+    def __init__(self, reason: str, value: str | float | None = None):
         super().__init__(reason if value is None else f"{reason}: {value}")
         self.reason, self.value = reason, value
 

@@ -87,7 +87,7 @@ class RayActors(_Owed):
         self._function = ray.put(function)
         needs = dict(config.model_resources) or {"CPU": config.cpus}
         named = {"CPU": "num_cpus", "GPU": "num_gpus"}
-        options = {named[name]: amount for name, amount in needs.items() if name in named}
+        options: dict[str, Any] = {named[name]: amount for name, amount in needs.items() if name in named}
         options |= {"resources": {name: amount for name, amount in needs.items() if name not in named}}
         self._actor = ray.remote(**{"num_cpus": 0, **options})(_ModelActor)
         have = ray.cluster_resources()

@@ -6,7 +6,7 @@ the next step decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from data.augment.gates import Gates, Traits
@@ -80,7 +80,7 @@ def _judged(
     siblings: list[Traits],
     result: str | Drop,
     gates: Gates,
-    lineage: dict[str, str | int],
+    lineage: Mapping[str, object],
 ) -> Dropped:
     meta = {name: value for name, value in parent.meta.items() if name not in _OF_THE_TEXT}
     meta |= {LINEAGE: lineage, "group": parent.meta.get("group") or parent.id}  # what belongs together stays together

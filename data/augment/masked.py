@@ -116,7 +116,8 @@ def _apart(text: str, start: int, end: int) -> bool:
 
 
 def _filled(masked: Masked, replacements: Sequence[str | None]) -> str | Drop:
-    out, end = [], 0
+    out: list[str] = []
+    end = 0
     for (start, stop), word in zip(masked.spans, replacements, strict=True):
         if word and word.lower() != masked.text[start:stop].lower():
             out += (masked.text[end:start], word)

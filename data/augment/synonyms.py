@@ -268,7 +268,8 @@ class SynonymRewriter:
             return Drop("no_synonyms")
         draw = chance(request.seed)
         chosen = draw.sample(places, min(len(places), max(1, int(self.config.share * number))))
-        text, out, end = request.text, [], 0
+        out: list[str] = []
+        text, end = request.text, 0
         for start, word, choices in sorted(chosen):
             out += (text[end:start], draw.choice(choices))
             end = start + len(word)

@@ -53,7 +53,9 @@ class Technique(Protocol):
 
     name: ClassVar[str]
     in_driver: ClassVar[bool]
-    libraries: ClassVar[tuple[str, ...]]
+
+    @property
+    def libraries(self) -> tuple[str, ...]: ...
 
     @property
     def model(self) -> str:
