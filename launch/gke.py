@@ -36,7 +36,10 @@ def steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
     if job.machine is None:
         raise ValueError("gke needs --machine CHIP:SHAPE, such as v6e:4x4 or h100:16")
     jobset = folder / "jobset.yaml"
-    apply = [File(jobset, jobset_yaml(job, arguments)), Command(("kubectl", "apply", "--filename", str(jobset)))]
+    apply: list[Step] = [
+        File(jobset, jobset_yaml(job, arguments)),
+        Command(("kubectl", "apply", "--filename", str(jobset))),
+    ]
     if arguments.ready:
         return apply
     archive, context = folder / "code.tar.gz", folder / "image"

@@ -48,7 +48,7 @@ def run(
             began = time.monotonic()
             code = group.once(grace)
             if code == 0 or group.stop_asked:
-                return code if not group.stop_asked else (0 if code == 0 else STOPPED)
+                return 0 if code == 0 else STOPPED
             if code not in (STOPPED, None):
                 return code
             failures = 1 if time.monotonic() - began > ALIVE else failures + 1
