@@ -9,13 +9,14 @@ Shapes: B rows, T tokens, D embed, F mlp, N heads, H head dim, V vocabulary.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from models.attention import masked_attention
-from models.config import Activation, Attention, Block, Embedding, Execution, LayerNorm, Plain, check_dtype
+from models.config import Activation, Attention, Block, Embedding, Execution, LayerNorm, ModelConfig, Plain, check_dtype
 from models.layers import EMBEDDING_STDDEV, Linear, Norm, activate, truncated_normal
 
 
@@ -95,11 +96,14 @@ class EncoderConfig:
         return self.max_positions - self.position_offset
 
 
+AnyModelConfig = ModelConfig | EncoderConfig
+
+
 class EncoderLayer(nnx.Module):
     """norm(x + attention(x)), then norm(x + mlp(x))."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
-        common = {"bias": True, "dtype": config.dtype, "param_dtype": config.param_dtype, "rngs": rngs}
+        common: dict[str, Any] = {"bias": True, "dtype": config.dtype, "param_dtype": config.param_dtype, "rngs": rngs}
         dim, mlp_dim, out = config.embed_dim, config.mlp_dim, (2 * config.num_layers) ** -0.5
         norm = partial(Norm, dim, LayerNorm(eps=config.norm_eps), param_dtype=config.param_dtype)
         self.q = Linear(dim, dim, axes=("embed", "heads"), **common)
@@ -125,7 +129,7 @@ class Head(nnx.Module):
     """What turns hidden states into what the token table is compared with: dense, activation, norm; and a bias."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
-        common = {"bias": True, "dtype": config.dtype, "param_dtype": config.param_dtype, "rngs": rngs}
+        common: dict[str, Any] = {"bias": True, "dtype": config.dtype, "param_dtype": config.param_dtype, "rngs": rngs}
         self.dense = Linear(config.embed_dim, config.embed_dim, axes=("embed", "norm"), **common)
         self.norm = Norm(config.embed_dim, LayerNorm(eps=config.norm_eps), param_dtype=config.param_dtype)
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,), config.param_dtype), axes=("vocab",))

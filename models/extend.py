@@ -19,7 +19,7 @@ from models.checkpoints.load import checkpoint_config, load_tokenizer
 from models.checkpoints.location import resolve
 from models.checkpoints.tokenizer import TextTokenizer, load_tokenizer_folder
 from models.checkpoints.tuned import load_tuned
-from models.config import ModelConfig
+from models.encoder import AnyModelConfig, EncoderConfig
 from models.transformer import CausalLM, abstract_model
 from models.tuning import Tuning
 
@@ -70,13 +70,15 @@ def extend_model(model: CausalLM, parents: Parents) -> CausalLM:
 
 
 def load_extended(
-    location: str | Path, config: ModelConfig, mesh: Mesh, tuning: Tuning, tokenizer: Path, *, seed: int
+    location: str | Path, config: AnyModelConfig, mesh: Mesh, tuning: Tuning, tokenizer: Path, *, seed: int
 ) -> tuple[dict[str, Any], str]:
     """`load_tuned`; where `config` has a larger vocabulary than the checkpoint, its tables grow to the tokenizer's.
 
     tokenizer: the folder of the dataset's tokenizer, which must be the checkpoint's with more pieces.
-    Errors: ValueError as of `load_tuned` and `parents_of`, and where the three vocabularies do not fit.
+    Errors: ValueError as of `load_tuned` and `parents_of`, for an encoder, and where the three vocabularies do not fit.
     """
+    if isinstance(config, EncoderConfig):
+        raise ValueError(f"init_from {location}: an encoder starts from random weights: set init_from=None")
     where = resolve(location)
     rows = checkpoint_config(where).vocab_size
     if config.vocab_size <= rows:

@@ -9,15 +9,13 @@ the slices first, so that what crosses the slow network is one reduction of grad
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-
-from models.config import ModelConfig
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 MeshAxes = str | tuple[str, ...] | None
@@ -181,8 +179,24 @@ def batch_sharding(mesh: Mesh | AbstractMesh, rules: Mapping[str, MeshAxes] = RU
     return NamedSharding(mesh, partition_spec(("batch", "sequence"), rules))
 
 
+@runtime_checkable
+class Sizes(Protocol):
+    """What of a model's config the axes of a mesh divide."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def embed_dim(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def mlp_dim(self) -> int: ...
+
+
 def check_mesh(
-    config: ModelConfig, mesh: Mesh | AbstractMesh, batch_size: int | None = None, seq_len: int | None = None
+    config: Sizes, mesh: Mesh | AbstractMesh, batch_size: int | None = None, seq_len: int | None = None
 ) -> None:
     """Refuses, in one line, a mesh that does not divide the heads, the MLP, the vocabulary, the batch or the sequence.
 

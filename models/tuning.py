@@ -6,11 +6,12 @@ from typing import Any
 import jax
 from flax import nnx
 
-from models.config import ModelConfig
-from models.encoder import EncoderConfig, EncoderLM
+from models.encoder import AnyModelConfig, EncoderConfig, EncoderLM
 from models.lora import LoRA, add_lora, trainable_paths
 from models.quantize import Quantization, quantize_model, round_trip
 from models.transformer import CausalLM
+
+AnyModel = CausalLM | EncoderLM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,21 +30,26 @@ class Tuning:
             raise ValueError("quantize goes with lora: quantised weights cannot be trained themselves; set lora=LoRA()")
 
 
-def tuned(model: CausalLM, tuning: Tuning, seed: int) -> CausalLM:
+def tuned(model: AnyModel, tuning: Tuning, seed: int) -> AnyModel:
     """The model with fresh adapters and quantised weights; can be traced. Adapters first: some start from weights."""
+    if isinstance(model, EncoderLM):
+        if tuning.lora is not None:
+            raise ValueError("an encoder is trained whole, without adapters: set lora=None")
+        return model
     if tuning.lora is not None:
         back = None if tuning.quantize is None else round_trip(tuning.quantize)
         model = add_lora(model, tuning.lora, rngs=nnx.Rngs(seed), round_trip=back)
     return model if tuning.quantize is None else quantize_model(model, tuning.quantize)
 
 
-def new_model(config: ModelConfig | EncoderConfig, seed: int) -> Any:
+def new_model(config: AnyModelConfig, seed: int) -> AnyModel:
     """The model that a config describes, with random parameters; can be traced."""
-    kind = EncoderLM if isinstance(config, EncoderConfig) else CausalLM
-    return kind(config, rngs=nnx.Rngs(seed))  # type: ignore[arg-type]
+    if isinstance(config, EncoderConfig):
+        return EncoderLM(config, rngs=nnx.Rngs(seed))
+    return CausalLM(config, rngs=nnx.Rngs(seed))
 
 
-def abstract_tuned(config: ModelConfig, tuning: Tuning) -> CausalLM:
+def abstract_tuned(config: AnyModelConfig, tuning: Tuning) -> AnyModel:
     """Such a model with shapes in the place of arrays."""
     return nnx.eval_shape(lambda: tuned(new_model(config, 0), tuning, 0))
 

@@ -8,8 +8,9 @@ The global batch stays as the config has it: what is chosen changes the speed of
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
+from models.encoder import EncoderConfig
 from models.sharding import MESH_AXES, MeshConfig
 from train.chips import GIB, Topology
 from train.config import Config
@@ -17,7 +18,7 @@ from train.cost import ideal_traffic, seconds, work
 from train.memory import memory_by_kind
 
 USABLE = 0.92  # of a device's memory: the runtime keeps some
-REMATS = ("none", "dots", "full")
+REMATS: tuple[Literal["none", "dots", "full"], ...] = ("none", "dots", "full")
 MOST_CONTEXT = 16  # devices that one row is split over
 
 
@@ -47,7 +48,7 @@ def auto_fit(config: Config, state: Any, topology: Topology) -> list[Choice]:
     state: the abstract state of the config on any mesh, for its shapes.
 
     Raises:
-      ValueError: none fits.
+      ValueError: none fits, or the model is an encoder.
     """
     fits, least = [], math.inf
     for context in divisors(math.gcd(MOST_CONTEXT, config.loader.seq_len)):
@@ -74,6 +75,8 @@ def auto_fit(config: Config, state: Any, topology: Topology) -> list[Choice]:
 def candidates(config: Config, topology: Topology, context: int) -> Iterator[Config]:
     """The config on every mesh that divides it, with every micro-batch and kind of rematerialisation."""
     model, rows = config.model, config.loader.global_batch_size
+    if isinstance(model, EncoderConfig):
+        raise ValueError("--auto-fit chooses for causal models: an encoder recomputes nothing, set mesh by hand")
     for tensor in divisors(math.gcd(model.num_kv_heads, math.gcd(model.mlp_dim, model.vocab_size))):
         if topology.domain % (tensor * context):
             continue

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 
-def masked_scores(run: Path, *, batches: int = 200) -> dict[str, float]:
+def masked_scores(run: Path, *, batches: int = 200) -> dict[str, int | float]:
     """The figures of a run; batches: of training rows from which tokens are counted."""
     import jax
     import jax.numpy as jnp

@@ -1,8 +1,9 @@
 """Memory of one device during a step, by kind, from shapes alone.
 
 Exact for the state. What a step makes on the way is a model of what the compilers keep, with coefficients fitted to
-their figures for a few sizes: an estimate; `--compile` asks the compiler itself. Shapes: T tokens of a micro-batch on the device, D embed, N heads, K kv heads,
-H head dim, F mlp, V vocabulary.
+their figures for a few sizes: an estimate; `--compile` asks the compiler itself.
+
+Shapes: T tokens of a micro-batch on the device, D embed, N heads, K kv heads, H head dim, F mlp, V vocabulary.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from models.attention import choose_kernel
-from models.config import Gated, ModelConfig
+from models.config import Gated
+from models.encoder import AnyModelConfig
 from train.config import Config
 from train.cost import attention_shape, leaves, local_bytes, micro_tokens
 from train.parameters import weight_bytes
@@ -90,23 +92,23 @@ def output_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: in
     return gathered + logits + tokens * model.embed_dim * (item + 4)
 
 
-def hidden(model: ModelConfig) -> int:
+def hidden(model: AnyModelConfig) -> int:
     """Products that make the MLP's hidden layer."""
     return 2 if isinstance(model.mlp, Gated) else 1
 
 
-def matrices(model: ModelConfig) -> int:
+def matrices(model: AnyModelConfig) -> int:
     """Elements of one layer's matrices."""
     heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
     return model.embed_dim * (heads + (hidden(model) + 1) * model.mlp_dim)
 
 
-def projected(model: ModelConfig) -> int:
+def projected(model: AnyModelConfig) -> int:
     """Elements a token of q, k and v."""
     return (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
 
 
-def kept_of_heads(model: ModelConfig) -> int:
+def kept_of_heads(model: AnyModelConfig) -> int:
     """Elements a token of what attention keeps without rematerialisation: q and k before and after their norm and
     rotation, v, and the heads' output."""
     steps = 1 + (model.attention.qk_norm is not None) + any(block.rotary is not None for block in model.pattern)

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from models.config import ModelConfig
+from models.encoder import AnyModelConfig
 from train.step import TrainConfig
 
 # Peak of dense bfloat16 matrix products in FLOP/s of one chip, by a part of jax's device_kind. Sources: NVIDIA's data
@@ -54,7 +54,7 @@ class FlopPerToken:
     causal: float
 
 
-def flop_per_token(config: ModelConfig, num_params: int, seq_len: int) -> FlopPerToken:
+def flop_per_token(config: AnyModelConfig, num_params: int, seq_len: int) -> FlopPerToken:
     """For rows of `seq_len` tokens; num_params: all of the model's parameters."""
     square = config.num_layers * seq_len * config.num_heads * config.head_dim
     lookup = 0 if config.embedding.tied else config.vocab_size * config.embed_dim

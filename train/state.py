@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from models.config import ModelConfig
+from models.encoder import AnyModelConfig
 from models.sharding import logical_axes, mesh_size, param_shardings
 from models.tuning import Tuning, abstract_tuned, new_model, trained, tuned
 from train.optimizer import Axes
@@ -40,7 +40,7 @@ class TrainState:
 
 
 def describe_model(
-    config: ModelConfig, mesh: Mesh | AbstractMesh, tuning: Tuning = PLAIN
+    config: AnyModelConfig, mesh: Mesh | AbstractMesh, tuning: Tuning = PLAIN
 ) -> tuple[nnx.GraphDef, Axes, Params]:
     """(structure, axis names of every trained parameter, sharding of every parameter) of a model with no array yet."""
     graphdef, variables = nnx.split(abstract_tuned(config, tuning))
@@ -54,7 +54,7 @@ def describe_model(
     return graphdef, axes, nnx.to_pure_dict(param_shardings(variables, mesh))
 
 
-def make_params(config: ModelConfig, seed: int, tuning: Tuning = PLAIN) -> Params:
+def make_params(config: AnyModelConfig, seed: int, tuning: Tuning = PLAIN) -> Params:
     """Random parameters; to be traced, so that jit's out_shardings put every part where it belongs."""
     return nnx.to_pure_dict(nnx.state(tuned(new_model(config, seed), tuning, seed)))
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from models.checkpoints.bert import save_bert
-from models.checkpoints.run import load_run, read_run_json
+from models.checkpoints.run import load_any_run, read_run_json
 from models.encoder import EncoderConfig, EncoderLM
 
 MASK = "[MASK]"  # what the mask is called in the tokenizer of an exported run
@@ -23,7 +23,9 @@ def read_encoder_config(folder: Path) -> EncoderConfig:
 
 def load_encoder_run(folder: Path) -> EncoderLM:
     """The model of the run's newest checkpoint."""
-    return load_run(folder, read_encoder_config(folder))  # type: ignore[arg-type,return-value]
+    model = load_any_run(folder, read_encoder_config(folder))
+    assert isinstance(model, EncoderLM)
+    return model
 
 
 def export_encoder_run(folder: Path, out: Path) -> EncoderLM:

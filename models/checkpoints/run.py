@@ -15,9 +15,10 @@ from models import config as parts
 from models import lora, quantize
 from models.checkpoints.tokenizer import TextTokenizer, load_tokenizer_folder
 from models.config import ModelConfig
+from models.encoder import AnyModelConfig
 from models.sharding import MeshConfig, make_mesh, param_shardings
 from models.transformer import CausalLM
-from models.tuning import Tuning, abstract_tuned, dotted_paths, trained
+from models.tuning import AnyModel, Tuning, abstract_tuned, dotted_paths, trained
 
 
 def read_run_json(folder: Path) -> dict[str, Any]:
@@ -72,6 +73,20 @@ def load_run(
     param_dtype: str | None = None,
     step: int | None = None,
 ) -> CausalLM:
+    """`load_any_run` for a run that trained a causal model."""
+    model = load_any_run(folder, config, mesh=mesh, param_dtype=param_dtype, step=step)
+    assert isinstance(model, CausalLM)
+    return model
+
+
+def load_any_run(
+    folder: Path,
+    config: AnyModelConfig,
+    *,
+    mesh: Mesh | None = None,
+    param_dtype: str | None = None,
+    step: int | None = None,
+) -> AnyModel:
     """The model of a run's checkpoint (None: the newest step), placed on `mesh` whatever mesh had saved it.
 
     The weights are those that the run evaluates itself: of what it trains their moving average where it keeps one (item
@@ -104,6 +119,7 @@ def load_run(
         if "params" in items:
             values |= _flat(_read_items(where, step, {"params": _nested(others)})["params"])
         else:
+            assert isinstance(config, ModelConfig)
             values |= {path: leaf for path, leaf in _base(folder, step, config, mesh, tuning).items() if path in others}
     if param_dtype is not None:
         floating = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
