@@ -22,11 +22,12 @@ from models.sharding import make_mesh
 from train.chips import GIB, Topology
 from train.collectives import Collective, collectives, custom_calls
 from train.config import Config
-from train.cost import Work, attention_shape, model_params
+from train.cost import Work, attention_shape
 from train.cost import seconds as least_seconds
 from train.cost import work as step_work
 from train.fit import largest_rows
 from train.metrics import flop_per_token
+from train.parameters import base_size
 from train.plan import describe_run
 
 # XLA's description of an H100 SXM as a compile target, as jax on such a machine prints it.
@@ -197,7 +198,7 @@ def collective_lines(found: Sequence[Collective], topology: Topology) -> list[st
 def time_lines(config: Config, state: Any, topology: Topology, done: Work) -> list[str]:
     """What a step takes at the chip's published peaks, by each resource."""
     times = least_seconds(done, topology)
-    flop = flop_per_token(config.model, sum(leaf.size for leaf in leaves(model_params(state))), config.loader.seq_len)
+    flop = flop_per_token(config.model, base_size(state), config.loader.seq_len)
     tokens = config.loader.global_batch_size * config.loader.seq_len
     ideal = flop.palm * tokens / topology.chips / topology.about.flop_per_s
     most, whole = max(times.values()), sum(times.values())
