@@ -92,7 +92,8 @@ class Filler:
         """
         encoded = self.tokenizer.encode(item.text, add_special_tokens=False)
         room = self.longest - len(self.front) - len(self.back)
-        windows, ids, masks = [], list(self.front), []
+        windows, ids = [], list(self.front)
+        masks: list[tuple[int, int]] = []
         spans = iter(enumerate(item.spans))
         place, (start, stop) = next(spans, (0, (len(item.text) + 1, len(item.text) + 1)))
         open_span = None

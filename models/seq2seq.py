@@ -8,6 +8,7 @@ D embed, F mlp, N heads, H head dim, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -22,7 +23,11 @@ from models.attention import masked_attention
 from models.config import LayerNorm, check_dtype
 from models.layers import EMBEDDING_STDDEV, Linear, Norm, truncated_normal
 
-ACTIVATIONS = {"swish": jax.nn.silu, "relu": jax.nn.relu, "gelu": partial(jax.nn.gelu, approximate=False)}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "swish": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+}
 NORM = LayerNorm(eps=1e-5)
 
 
@@ -145,7 +150,7 @@ class Seq2SeqLM(nnx.Module):
 
     def cross_cache(self, hidden_BSD: Float[Array, "B S D"]) -> list[tuple[jax.Array, jax.Array]]:
         """Keys and values of the source for every decoder layer: computed once a sentence."""
-        return [layer.cross.keys_values(hidden_BSD) for layer in self.decoder]
+        return [layer.cross.keys_values(hidden_BSD) for layer in self.decoder if layer.cross is not None]
 
     def decode(
         self, targets_BT: Int[Array, "B T"], hidden_BSD: Float[Array, "B S D"], mask_BS: Bool[Array, "B S"]

@@ -122,8 +122,8 @@ class Searcher:
             beams = search(self.graph, self.state, cross, mask_BS, beams, config)
             done = ~np.asarray(beams.open_B)[: len(owners)] | (int(beams.length) >= config.max_length)
             best_BC = np.asarray(beams.best_BKC[:, 0])
-            for row in np.flatnonzero(done):
-                found[owners[row]] = self._trim(best_BC[row].tolist())
+            for ended in np.flatnonzero(done):
+                found[owners[ended]] = self._trim(best_BC[ended].tolist())
             left = np.flatnonzero(~done)
             owners = owners[left]
             if len(owners):
@@ -249,6 +249,7 @@ def next_hidden(model: Seq2SeqLM, cross: Any, mask_BS: jax.Array, beams: Beams) 
             x_BKD.reshape(rows * num_beams, 1, -1), (k_BKCNH.reshape(flat), v_BKCNH.reshape(flat)), seen_BKC
         ).reshape(x_BKD.shape)
         x_BKD = layer.attention_norm(x_BKD + y_BKD)
+        assert layer.cross is not None and layer.cross_norm is not None
         x_BKD = layer.cross_norm(x_BKD + layer.cross(x_BKD, cross_kv, mask_BKS))
         x_BKD = layer.after_attention(x_BKD)
     return x_BKD, replace(beams, keys=keys, values=values)

@@ -22,6 +22,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 
 from models.adapter import Adapter
 from models.checkpoints.families import write_config
@@ -73,9 +74,9 @@ def adapter_base(folder: Path) -> str:
 def adapters_of(model: CausalLM) -> dict[str, Adapter]:
     """Every adapter by the path of its matrix; a tied one appears at both its places."""
     found = {
-        ".".join(map(str, path)): module.lora
+        ".".join(map(str, path)): lora
         for path, module in nnx.iter_modules(model)
-        if getattr(module, "lora", None) is not None
+        if (lora := getattr(module, "lora", None)) is not None
     }
     if model.embedding_lora is not None:
         found["embedding"] = model.embedding_lora
@@ -206,6 +207,7 @@ def _attach(
         shape, axes = (shape[::-1], axes[::-1]) if head else (shape, axes)
     else:
         target = model.lm_head if path == "lm_head" else module
+        assert target is not None
         shape, axes = target.full_kernel().shape[-2:], target.axes
     in_dim, out_dim = shape
     rank = max(half["lora_A"].shape[0] for half in layers.values())
@@ -233,9 +235,20 @@ def _attach(
         b[layer, 0, : len(lower)] = higher[mine].T.astype(np.float32) * (own / scale)
         if magnitude is not None:
             magnitude[layer, 0] = half["lora_magnitude_vector"].reshape(-1)[mine]
-    values = [None if v is None else jnp.asarray(v if rule.stacked else v[0]) for v in (a, b, magnitude)]
-    dtype = model.config.dtype
-    adapter = Adapter(*values, axes=axes, scales=(scale,), dropout=lora.dropout, dtype=dtype, path=path)
+
+    def placed(values: np.ndarray) -> Array:
+        return jnp.asarray(values if rule.stacked else values[0])
+
+    adapter = Adapter(
+        placed(a),
+        placed(b),
+        None if magnitude is None else placed(magnitude),
+        axes=axes,
+        scales=(scale,),
+        dropout=lora.dropout,
+        dtype=model.config.dtype,
+        path=path,
+    )
     if path in ("embedding", "lm_head"):
         setattr(model, f"{path}_lora", nnx.data(adapter))
     else:

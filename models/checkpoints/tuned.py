@@ -65,8 +65,8 @@ def load_tuned(
     for name in sorted(chosen & {"embedding", "lm_head"}):
         adapt = partial(_table_adapter, model, name, tuning)
         tables = {part: params[part] for part in ("embedding", "lm_head") if part in params}
-        make = jax.jit(adapt, out_shardings=placements[f"{name}_lora"])
-        params[f"{name}_lora"] = make(tables, path_key(key, name))
+        make_adapter = jax.jit(adapt, out_shardings=placements[f"{name}_lora"])
+        params[f"{name}_lora"] = make_adapter(tables, path_key(key, name))
     return params, combined({path: int(value) for path, value in sums.items()})
 
 
@@ -79,12 +79,13 @@ def _load_quantised(
     model = load_model(where, config, mesh, config.param_dtype)
     pure = nnx.to_pure_dict(nnx.state(model))
     sums = {path: checksum(leaf) for path, leaf in zip(dotted_paths(pure), jax.tree.leaves(pure))}
-    assert tuning.lora is not None
+    lora = tuning.lora
+    assert lora is not None
     graph, state = nnx.split(model)
-    shapes = nnx.state(nnx.eval_shape(lambda: add_lora(model, tuning.lora, rngs=nnx.Rngs(seed))))
+    shapes = nnx.state(nnx.eval_shape(lambda: add_lora(model, lora, rngs=nnx.Rngs(seed))))
     placements = nnx.to_pure_dict(param_shardings(shapes, mesh))
     make = jax.jit(
-        lambda state: nnx.to_pure_dict(nnx.state(add_lora(nnx.merge(graph, state), tuning.lora, rngs=nnx.Rngs(seed)))),
+        lambda state: nnx.to_pure_dict(nnx.state(add_lora(nnx.merge(graph, state), lora, rngs=nnx.Rngs(seed)))),
         out_shardings=placements,
         donate_argnums=0,
     )
@@ -96,7 +97,8 @@ def _tuned_kernel(
 ) -> Params:
     """The parts that one projection's kernel becomes, without its bias."""
     linear = nnx.clone(linear)
-    linear.kernel, linear.bias = linear.kernel.replace(kernel), None
+    linear.kernel = linear.kernel.replace(kernel)  # type: ignore[assignment]  # replace() gives its own kind
+    linear.bias = None
     if lora is not None:
         adapt_linear(linear, path, lora, key, None if form is None else round_trip(form))
     part: Any = linear if form is None else quantized_linear(linear, form, path)
@@ -107,9 +109,10 @@ def _table_adapter(model: CausalLM, name: str, tuning: Tuning, tables: Params, k
     """The adapter of the token table or of the output."""
     assert tuning.lora is not None
     model = nnx.clone(model)
-    model.embedding = model.embedding.replace(tables["embedding"])
+    model.embedding = model.embedding.replace(tables["embedding"])  # type: ignore[assignment]
     if model.lm_head is not None:
-        model.lm_head.kernel = model.lm_head.kernel.replace(tables["lm_head"]["kernel"])
+        kernel = tables["lm_head"]["kernel"]
+        model.lm_head.kernel = model.lm_head.kernel.replace(kernel)  # type: ignore[assignment]
     attach(model, name, model, tuning.lora, key, None)
     return nnx.to_pure_dict(nnx.state(getattr(model, f"{name}_lora")))
 
