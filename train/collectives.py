@@ -108,12 +108,12 @@ def device_groups(rest: str, devices: int) -> Sequence[Sequence[int]]:
         order = [int(axis) for axis in iota[3].split(",")] if iota[3] else list(range(len(dims)))
         return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(shape).tolist()
     if meshed := MESHED.search(rest):
-        names, dims = zip(*((name, int(size)) for name, size in re.findall(r"'(\w+)'=(\d+)", meshed[1])))
+        names, sizes = zip(*((name, int(size)) for name, size in re.findall(r"'(\w+)'=(\d+)", meshed[1])))
         inside = [names.index(name) for name in re.findall(r"'(\w+)'", meshed[3])]
         outside = [axis for axis in range(len(names)) if axis not in inside]
-        ids = np.array([int(i) for i in meshed[2].split(",")]) if meshed[2] else np.arange(math.prod(dims))
-        group = math.prod(dims[axis] for axis in inside)
-        return ids.reshape(dims).transpose(outside + inside).reshape(-1, group).tolist()
+        ids = np.array([int(i) for i in meshed[2].split(",")]) if meshed[2] else np.arange(math.prod(sizes))
+        group = math.prod(sizes[axis] for axis in inside)
+        return ids.reshape(sizes).transpose(outside + inside).reshape(-1, group).tolist()
     if listed := LISTED.search(rest):
         return [[int(device) for device in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
     return [list(range(devices))]

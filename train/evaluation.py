@@ -107,7 +107,8 @@ def objective_values(
 
     Names: heldout/loss/SOURCE and so on; each the objective's sum over its weight.
     """
-    sharding, values = batch_sharding(mesh), {}
+    values: dict[str, float] = {}
+    sharding = batch_sharding(mesh)
     for source, part in rows.items():
         if not part.weighted:
             continue

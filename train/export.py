@@ -80,9 +80,12 @@ def open_tuned(checkpoint: Path, base: str | None) -> Tuned:
         return Tuned(model=model, lora=lora, base=base, tokenizer=loaded.tokenizer, run={})
     run = read_run_json(checkpoint)
     loaded = load_checkpoint(checkpoint)
-    lora = from_json(LoRA, run["lora"]) if run.get("lora") else None
     return Tuned(
-        model=loaded.model, lora=lora, base=base or run.get("init_from") or "", tokenizer=loaded.tokenizer, run=run
+        model=loaded.model,
+        lora=from_json(LoRA, run["lora"]) if run.get("lora") else None,
+        base=base or run.get("init_from") or "",
+        tokenizer=loaded.tokenizer,
+        run=run,
     )
 
 

@@ -3,11 +3,13 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from data.build import DataConfig
+from data.document import Document, Dropped
 from train.checkpoint import Position, flat
 from train.config import Config, from_json, to_json
 from train.preflight import commit, versions
@@ -31,9 +33,25 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """In place of the sources of a dataset that is not built again."""
+    """In place of the sources of a dataset that is not built again: a name without documents."""
 
     name: str = "built"
+
+    version: ClassVar[int] = 1
+    code_modules: ClassVar[tuple[str, ...]] = ()
+    libraries: ClassVar[tuple[str, ...]] = ()
+
+    def shards(self) -> Sequence[Any]:
+        """None."""
+        return ()
+
+    def documents(self, shard: Any) -> Iterator[Document | Dropped]:
+        """None."""
+        return iter(())
+
+    def inputs_key(self) -> Any:
+        """Nothing is read."""
+        return None
 
 
 def prepare_run_folder(run_dir: Path, config: Config, dataset: Path, position: Position) -> list[str]:
