@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import gke, slurm, tpu_vm
+from launch import gke, local, slurm, tpu_vm
 from launch.job import STOPPED, Job
 from launch.machines import CHIPS, parse_machine
 from launch.steps import Command, Step, execute, script
@@ -141,8 +141,6 @@ def run_job(job: Job, arguments: argparse.Namespace, folder: Path) -> int:
         if arguments.dry_run:
             print(local_script(job, arguments))
             return 0
-        from launch import local
-
         return local.run(
             job.command(),
             processes=arguments.processes,
