@@ -48,7 +48,7 @@ class Collective:
     network: bool
 
     @property
-    def sent(self) -> float:
+    def sent(self) -> int | float:
         """Bytes that one device sends in all times, by the ring algorithms' counts (Thakur et al. 2005)."""
         others = self.group - 1
         each = {

@@ -124,7 +124,7 @@ def ideal_traffic(config: Config, state: Any, sizes: Mapping[str, int], domain: 
     data, fsdp, context, tensor = (sizes[name] for name in ("data", "fsdp", "context", "tensor"))
     found: list[Collective] = []
 
-    def need(kind: str, times: int, size: float, group: int, network: bool = False) -> None:
+    def need(kind: str, times: int, size: int | float, group: int, network: bool = False) -> None:
         if group > 1 and times:
             found.append(Collective(kind, times, int(size), group, network))
 
