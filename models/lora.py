@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -224,11 +225,15 @@ def new_adapter(
         else:  # kaiming_uniform_(a=sqrt(5)) of torch: bounds 1 / sqrt(fan in)
             a = jax.random.uniform(key, a_shape, minval=-(in_dim**-0.5), maxval=in_dim**-0.5)
     magnitude = None
-    if config.dora:
-        lengths = lambda w, a, b: column_lengths(w, a, b, (scale,) * count)  # noqa: E731
+    if config.dora and base is None:  # a b is zero: the lengths of the matrix itself
+        squares = jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=-2, keepdims=True)
+        lengths = jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
+        magnitude = jnp.broadcast_to(lengths, (*layers, count, out_dim))
+    elif config.dora:
+        of_sum = partial(column_lengths, scales=(scale,) * count)
         for _ in layers:
-            lengths = jax.vmap(lengths)
-        magnitude = lengths(kernel if base is None else base, a, b)
+            of_sum = jax.vmap(of_sum)
+        magnitude = of_sum(base, a, b)
     scales = (scale,) * count
     adapter = Adapter(a, b, magnitude, axes=axes, scales=scales, dropout=config.dropout, dtype=dtype, path=path)
     return adapter, base

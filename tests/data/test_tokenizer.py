@@ -157,7 +157,7 @@ def test_any_tokenizer_json_is_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no eos_token"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": end, "bos_token": "<start>"}))
-    with pytest.raises(ValueError, match="names bos_token '<start>', a token that tokenizer.json does not have"):
+    with pytest.raises(ValueError, match=r"names bos_token '<start>', a token that tokenizer.json does not have"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": end}, "bos_token": None}))
     tokenizer = load_tokenizer(tmp_path)

@@ -18,6 +18,7 @@ from models.checkpoints.peft_save import save_peft
 from models.checkpoints.save import save_hf
 from models.config import Attention, Block, Embedding, LayerNorm, Plain
 from models.lora import LoRA, add_lora, merge_lora
+from models.quantize import NF4, quantize_model
 from models.transformer import CausalLM
 from tests.models.checkpoint_cases import tiny_model
 

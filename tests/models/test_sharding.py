@@ -78,7 +78,7 @@ def test_a_mesh_that_does_not_divide_is_refused_with_one_line(
 
 
 def test_mesh_sizes_are_resolved_or_refused():
-    assert MeshConfig(data=-1, tensor=2).shape(8) == (4, 1, 2)
+    assert MeshConfig(data=-1, tensor=2).shape(8) == (4, 1, 1, 2)
     assert make_mesh(MeshConfig(fsdp=2)).size == 2  # the first devices of one process
     for mesh, words in (
         (MeshConfig(data=16), "needs 16 devices, 8 cpu devices"),

@@ -120,4 +120,4 @@ def test_the_dry_run_prints_the_choice(capsys: pytest.CaptureFixture):
     dry_run(load_config("configs/pretrain_1b.py"), auto_fit="v5e:8x8")
     text = capsys.readouterr().out
     assert "ways fit v5e:8x8" in text and "add to the command: mesh.data=" in text
-    assert "memory of a device, from shapes" in text and "64 devices" in text
+    assert "memory of a device, an estimate from shapes" in text and "64 devices" in text

@@ -122,7 +122,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   %c = f32[8]{0} fusion(%a), calls=%first_part
   %d = f32[8]{0} fusion(%c), calls=%second_part
   %e = f32[2]{0} fusion(%d), calls=%all-reduce-scatter.1
-  ROOT %s = f32[2]{0} reduce-scatter(%c), channel_id=11, replica_groups=[4,2]<=[4,2]T(1,0), to_apply=%add
+  ROOT %s = f32[2]{0} reduce-scatter(%c), channel_id=11, replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add
 }
 """
 
