@@ -51,7 +51,9 @@ def export_encoder_run(folder: Path, out: Path) -> EncoderLM:
     tokenizer.save(str(out / "tokenizer.json"))
     old = folder / "tokenizer" / "tokenizer_config.json"
     named = json.loads(old.read_text(encoding="utf-8")) if old.exists() else {}
-    text = json.dumps(named | {"mask_token": MASK, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2)
+    named |= {"mask_token": MASK, "tokenizer_class": "PreTrainedTokenizerFast"}
+    named["split_special_tokens"] = False  # training reads "[MASK]" as text; who fills masks writes it into texts
+    text = json.dumps(named, indent=2)
     (out / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
     if (folder / "tokenizer" / "special_tokens_map.json").exists():
         shutil.copyfile(folder / "tokenizer" / "special_tokens_map.json", out / "special_tokens_map.json")
