@@ -59,7 +59,7 @@ def test_the_perplexity_step_takes_the_spec(folder, tmp_path):
     documents = [Document(id=str(i), text=text, source="a") for i, text in enumerate(texts)]
     write_documents(tmp_path / "a.parquet", documents)
     step.run([tmp_path / "a.parquet"], tmp_path / "out", LocalPool(workers=1))
-    (shard,) = (tmp_path / "out").rglob("*.parquet")
+    (shard,) = (tmp_path / "out" / "kept").glob("*.parquet")
     nats, tokens = step.scorer.build().score(texts)
     for document, nat, count in zip(read_documents(shard), nats, tokens):
         assert document.scores["tokens"] == count and document.scores["nats"] == pytest.approx(nat, abs=2e-3)
