@@ -104,6 +104,7 @@ def test_the_adapter_of_an_untied_output_merges_too():
     np.testing.assert_allclose(run(merge_lora(model)), run(model), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dora", [False, True])
 def test_every_row_has_the_adapter_that_it_asks_for(base, dora):
     asked = LoRA(targets=("q", "down", "embedding", "lm_head"), names=("formal", "short"), dora=dora)
@@ -149,6 +150,7 @@ def test_pissa_splits_the_kernel_into_its_largest_directions_and_the_rest(base, 
     np.testing.assert_allclose(rest[:, 0], whole[:, 4], rtol=1e-3 if init == "pissa" else 0.1)
 
 
+@pytest.mark.slow
 def test_loftq_is_nearer_to_the_float_model_than_quantisation_alone(base):
     form = NF4(block=16)
     asked = LoRA(targets="all-linear", rank=8, init="loftq")
@@ -201,6 +203,7 @@ def test_what_does_not_fit_is_refused_in_one_line(base):
         quantize_model(base, NF4())
 
 
+@pytest.mark.slow
 def test_generating_and_scoring_use_adapters_and_quantised_weights_as_training_does(base):
     asked = LoRA(targets=("q", "down", "embedding", "lm_head"))
     model = moved(made(lambda: add_lora(quantize_model(base, NF4(block=16)), asked, rngs=nnx.Rngs(1))), size=0.3)

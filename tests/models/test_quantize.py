@@ -199,6 +199,7 @@ def run(model):
     return np.asarray(run_split(nnx.split(model)))
 
 
+@pytest.mark.slow
 def test_the_quantised_model_is_its_dequantised_self(base, model):
     np.testing.assert_allclose(run(model), run(made(lambda: dequantized(model))), atol=1e-5)
     np.testing.assert_allclose(run(unstacked(model)), run(model), atol=1e-5)

@@ -110,6 +110,7 @@ def test_search_gives_the_tokens_of_transformers(pair, sources, num_beams):
     assert Searcher(ours)(sources, config) == wanted
 
 
+@pytest.mark.slow
 def test_a_sentence_does_not_depend_on_its_batch(pair, sources):
     _, folder, ours = pair
     searcher = Searcher(ours)

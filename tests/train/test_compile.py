@@ -68,6 +68,7 @@ def compile_all(variable: str, cases: dict) -> dict[str, dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_pods_config_compiles_for_its_tpus_with_splash():
     found = compile_all("SLUICE_TPU_PYTHON", TPU)
     assert list(found) == list(TPU)
@@ -80,6 +81,7 @@ def test_every_pods_config_compiles_for_its_tpus_with_splash():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_pods_config_compiles_for_eight_h100s_with_cudnn_and_segment_offsets():
     found = compile_all("SLUICE_CUDA_PYTHON", CUDA)
     assert list(found) == list(CUDA)

@@ -54,6 +54,7 @@ def test_the_quickstarts_memory_on_a_cpu_is_predicted():
     assert found == pytest.approx(total_bytes(program.memory_analysis()), rel=0.15)
 
 
+@pytest.mark.slow
 def test_auto_fit_chooses_what_fits_and_leaves_the_batch_alone(state_8b):
     config = load_config("configs/pretrain_8b.py")
     for machine in ("v6e:16x16", "v5p:4x4x4", "2*v5e:16x16", "h100:64"):

@@ -12,7 +12,7 @@ from tests.train.mishaps import bits, recorded, write_config
 from tests.train.tiny import losses
 from train.main import use_compilation_cache
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
 LIMITS = ("train.meeting.silent=4.0", "train.meeting.stall=60.0", "train.meeting.join=60.0")
 

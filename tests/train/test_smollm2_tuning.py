@@ -64,6 +64,7 @@ def chat_rows(real_data, tokenizer):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.real_data
 def test_a_hundred_steps_on_chats_lower_the_held_out_loss_and_change_adapters_alone(real_data):
     loaded = load_checkpoint(CHECKPOINT, dtype="float32", param_dtype="float32")

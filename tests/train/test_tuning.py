@@ -96,6 +96,7 @@ def test_only_adapters_change_and_only_they_have_optimizer_state(tuner):
     assert trainable_line(made.abstract).startswith(f"trainable params: {trained:,} || all params: {total:,}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"grad_accum_steps": 2}, {"mesh": MeshConfig(data=2, fsdp=2, tensor=2)}, {"mesh": MeshConfig(fsdp=8)}],
@@ -109,6 +110,7 @@ def test_dropout_follows_the_seed_alone(tuner):
     assert Tuner(ADAPTERS, seed=1).losses() != tuner[2]
 
 
+@pytest.mark.slow
 def test_a_quantised_base_is_trained_over_on_a_mesh_as_on_one_device():
     one = Tuner(QUANTISED)
     expected = one.losses()
@@ -130,6 +132,7 @@ def test_freezing_by_pattern_leaves_the_rest_to_train():
     assert "kernel" in made.state.params["layers"]["attention"]["q"] and np.isfinite(last) and first != last
 
 
+@pytest.mark.slow
 def test_lora_plus_moves_b_faster_by_its_ratio():
     plain, faster = (Tuner(ADAPTERS, optimizer=AdamW(lora_b_ratio=ratio, weight_decay=0.0)) for ratio in (1.0, 16.0))
     for made in (plain, faster):
@@ -139,6 +142,7 @@ def test_lora_plus_moves_b_faster_by_its_ratio():
     np.testing.assert_array_equal(ours["a"], theirs["a"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [AdamW(learning_rate=1e-2, moment_dtype="int8"), Muon(moment_dtype="int8")])
 def test_moments_in_8_bits_take_a_quarter_and_train_as_well(optimizer, monkeypatch):
     monkeypatch.setattr("train.moments.SMALLEST", 256)
@@ -190,6 +194,7 @@ def base_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tuning",
     [
@@ -232,6 +237,7 @@ def checkpoint_items(run_dir: Path) -> set[str]:
     return {path.name for path in newest.iterdir() if path.is_dir()}
 
 
+@pytest.mark.slow
 def test_the_checkpoint_of_a_run_with_adapters_holds_no_base_unless_asked_and_knows_which_it_was(
     corpus, base_folder, tmp_path, own_mesh
 ):
