@@ -225,11 +225,11 @@ def new_adapter(
         else:  # kaiming_uniform_(a=sqrt(5)) of torch: bounds 1 / sqrt(fan in)
             a = jax.random.uniform(key, a_shape, minval=-(in_dim**-0.5), maxval=in_dim**-0.5)
     magnitude = None
-    if config.dora and base is None:  # a b is zero: the lengths of the matrix itself
+    if base is None and config.dora:  # a b is zero: the lengths of the matrix itself
         squares = jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=-2, keepdims=True)
         lengths = jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
         magnitude = jnp.broadcast_to(lengths, (*layers, count, out_dim))
-    elif config.dora:
+    elif base is not None and config.dora:
         of_sum = partial(column_lengths, scales=(scale,) * count)
         for _ in layers:
             of_sum = jax.vmap(of_sum)
