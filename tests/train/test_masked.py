@@ -156,4 +156,4 @@ def test_a_run_resumes_exactly_and_its_export_is_a_bert_that_transformers_loads(
     np.testing.assert_allclose(np.asarray(found), wanted, atol=1e-4)
     for place in ("whole", "bert"):
         filler = MaskedFiller(checkpoint=str(tmp_path / place)).build()
-        assert filler.mask_id == 600 and sum(word is not None for word in filler.words) > 50
+        assert filler.mask_id == 600 and sum(word is not None for word in filler.words) > 20
