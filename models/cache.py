@@ -20,8 +20,8 @@ from models.config import ModelConfig
 class KVCache:
     """Keys and values of the tokens that were read, for decoding.
 
-    `k` and `v` are [L, B, K, S, H] for a stacked model and a tuple of L arrays [B, K, S, H] for an unstacked one: the
-    layout that both products of attention read as it is.
+    `k` is [L, B, K, H, S] and `v` [L, B, K, S, H] for a stacked model; for an unstacked one both are tuples of L arrays
+    without the first axis. In that layout each product of attention is a plain one, nothing transposed.
     `length_B` is each row's number of tokens; a row's next token goes to that slot. Padding (segment 0) must stand at
     the end of what is passed in: it is written, not counted, and then overwritten.
     """
@@ -41,16 +41,17 @@ def init_cache(
       stacked: the layout for a model with stacked layers; False: for one from `models.transformer.unstacked`.
       dtype: of keys and values; None: the model's compute dtype.
     """
-    shape = (batch_size, config.num_kv_heads, num_slots, config.head_dim)
     dtype = config.dtype if dtype is None else dtype
 
-    def empty() -> Any:
+    def empty(*of_head: int) -> Any:
+        shape = (batch_size, config.num_kv_heads, *of_head)
         if stacked:
             return jnp.zeros((config.num_layers, *shape), dtype)
         return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
 
     slots_BS = jnp.zeros((batch_size, num_slots), jnp.int32)
-    return KVCache(empty(), empty(), slots_BS, jnp.zeros((batch_size,), jnp.int32))
+    k, v = empty(config.head_dim, num_slots), empty(num_slots, config.head_dim)
+    return KVCache(k, v, slots_BS, jnp.zeros((batch_size,), jnp.int32))
 
 
 def write_slots(ids_BS: Int[Array, "B S"], new_BT: Int[Array, "B T"], start_B: Int[Array, "B"]) -> Int[Array, "B S"]:
@@ -60,11 +61,13 @@ def write_slots(ids_BS: Int[Array, "B S"], new_BT: Int[Array, "B T"], start_B: I
 
 
 def write_kv(
-    cache_BKSH: Float[Array, "B K S H"], new_BTKH: Float[Array, "B T K H"], start_B: Int[Array, "B"]
-) -> Float[Array, "B K S H"]:
-    """Keys or values with each row's new ones at its own slots; those past the end are left out."""
-    rows_B1, slots_BT = _places(cache_BKSH.shape[0], new_BTKH.shape[1], start_B)
-    return cache_BKSH.at[rows_B1, :, slots_BT].set(new_BTKH.astype(cache_BKSH.dtype), mode="drop")
+    cache: KVCache, k_BTKH: Float[Array, "B T K H"], v_BTKH: Float[Array, "B T K H"]
+) -> tuple[Float[Array, "B K H S"], Float[Array, "B K S H"]]:
+    """One layer's keys and values with each row's new ones at its own slots; those past the end are left out."""
+    rows_B1, slots_BT = _places(k_BTKH.shape[0], k_BTKH.shape[1], cache.length_B)
+    k_BKHS = cache.k.at[rows_B1, :, :, slots_BT].set(k_BTKH.astype(cache.k.dtype), mode="drop")
+    v_BKSH = cache.v.at[rows_B1, :, slots_BT].set(v_BTKH.astype(cache.v.dtype), mode="drop")
+    return k_BKHS, v_BKSH
 
 
 def _places(rows: int, length: int, start_B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -82,17 +85,15 @@ def cached_attention(
 ) -> Float[Array, "B T N H"]:
     """Causal attention of new tokens to one layer's cache, which holds them already; see `models.attention.attention`.
 
-    One formula on every backend: there are few queries, and the time goes into reading the cache. Both products are
-    written in the orientation in which neither keys nor values have to be transposed.
+    One formula on every backend: there are few queries, and the time goes into reading the cache.
     """
     batch, queries, heads, dim = q_BTNH.shape
     kv_heads = cache.k.shape[1]
     q_BTKGH = q_BTNH.reshape(batch, queries, kv_heads, heads // kv_heads, dim)
     q_BKRH = jnp.transpose(q_BTKGH, (0, 2, 3, 1, 4)).reshape(batch, kv_heads, -1, dim)
-    scores_BKSR = jax.lax.dot_general(
-        cache.k, q_BKRH.astype(cache.k.dtype), (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
+    scores_BKRS = scale * jax.lax.dot_general(
+        q_BKRH.astype(cache.k.dtype), cache.k, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
     )
-    scores_BKRS = jnp.swapaxes(scores_BKSR, 2, 3) * scale
     if softcap is not None:
         scores_BKRS = softcap * jnp.tanh(scores_BKRS / softcap)
     start_B = cache.length_B

@@ -20,7 +20,7 @@ from models.decode_rows import Decoder, Request, Rows, bucket, decode_chunk, ins
 from models.sampling import SamplingConfig
 from models.transformer import CausalLM
 
-SLOT_MULTIPLE = 64  # cache slots are a multiple, so that nearby lengths share one compilation
+SLOT_MULTIPLE = 32  # cache slots are a multiple, so that nearby lengths share one compilation
 STOP_WIDTH = 8  # most stop ids of one call
 NO_TOKEN = -2  # fills up the stop ids: no token is that
 

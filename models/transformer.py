@@ -85,7 +85,7 @@ class SelfAttention(nnx.Module):
             kernel = config.execution.kernel
             out_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, kernel=kernel, **common)
         else:
-            kv = (write_kv(cache.k, k_BTKH, cache.length_B), write_kv(cache.v, v_BTKH, cache.length_B))
+            kv = write_kv(cache, k_BTKH, v_BTKH)
             out_BTNH = cached_attention(q_BTNH, with_kv(cache, *kv), segment_ids_BT, **common)
         return self.out(out_BTNH.reshape(batch, length, -1), rows), kv
 

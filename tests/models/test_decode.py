@@ -78,9 +78,10 @@ def test_generation_ends_where_the_context_does(model):
 def test_long_generations_compile_nothing_new(decoder):
     config = replace(GREEDY, max_new_tokens=30, batch_size=2)
     generate(decoder, PROMPTS, config)
-    before = {name: getattr(decode_rows, name)._cache_size() for name in ("prefill", "decode_chunk", "insert")}
+    compiled = {"prefill": decode_rows.prefill, "chunk": decode_rows.compiled_chunk(), "insert": decode_rows.insert}
+    before = {name: function._cache_size() for name, function in compiled.items()}
     generate(decoder, [[1, 3], [1, 4, 8], *PROMPTS], config)
-    assert before == {name: getattr(decode_rows, name)._cache_size() for name in before}
+    assert before == {name: function._cache_size() for name, function in compiled.items()}
 
 
 def test_a_prompt_longer_than_a_prefill_piece_reads_the_same(decoder, monkeypatch):
