@@ -14,7 +14,7 @@ import importlib
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -264,6 +264,6 @@ def _describe(declared: Any) -> str:
     return declared.__name__ if plain else re.sub(r"\b[\w.]+\.(\w+)", r"\1", str(declared))
 
 
-def _suggest(name: str, known: typing.Iterable[str]) -> str:
+def _suggest(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from data.build import document_shards
 from data.heldout_loader import HeldOutRows, open_heldout
@@ -25,9 +24,8 @@ from models.sampling import SamplingConfig
 from models.scoring import Scorer
 from models.sharding import MeshConfig, batch_sharding, make_mesh
 from train.distributed import gathered, to_global
-from train.loss import token_losses
 from train.state import Params, merge
-from train.step import Batch, Objective
+from train.step import Batch
 
 ALL = "all"  # the name under which all sources together are reported
 
@@ -71,32 +69,15 @@ class Score:
         return self.nats / math.log(2) / self.num_bytes if self.num_bytes else math.nan
 
 
-def make_nats(
-    graphdef: nnx.GraphDef, mesh: Mesh, *, vocab_chunk: int | None = None
-) -> Callable[[Params, Batch], Float[Array, ""]]:
-    """A jitted function: the nats of all targets of a batch, whatever their loss weight; the sum on every process."""
+def evaluated(
+    function: Callable[[Any, Batch], Any], graphdef: nnx.GraphDef, mesh: Mesh
+) -> Callable[[Params, Batch], Any]:
+    """`function` of (model, batch) as a jitted one of (parameters, batch); its sums are the same on every process."""
 
-    def nats(params: Params, batch: Batch) -> Array:
-        model = merge(graphdef, params)
-        hidden_BTD = model(batch["inputs"], batch["segment_ids"], batch["positions"])
-        softcap = model.config.embedding.logit_softcap
-        nll_BT, _ = token_losses(
-            hidden_BTD, model.output_kernel(), batch["targets"], vocab_chunk=vocab_chunk, softcap=softcap
-        )
-        return jnp.sum(jnp.where(batch["segment_ids"] > 0, nll_BT, 0.0))
+    def of_params(params: Params, batch: Batch) -> Any:
+        return function(merge(graphdef, params), batch)
 
-    return jax.jit(nats, out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-
-def make_sums(
-    objective: Objective, graphdef: nnx.GraphDef, mesh: Mesh
-) -> Callable[[Params, Batch], dict[str, Float[Array, ""]]]:
-    """A jitted function: what the objective reports of a batch, as sums that are the same on every process."""
-
-    def sums(params: Params, batch: Batch) -> dict[str, Array]:
-        return objective(merge(graphdef, params), batch)[1]
-
-    return jax.jit(sums, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(of_params, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def objective_values(

@@ -22,13 +22,11 @@ from train.distributed import rows_here, to_global
 from train.evaluation import (
     compressed_scores,
     draw_samples,
+    evaluated,
     heldout_scores,
-    make_nats,
-    make_sums,
     objective_values,
     open_heldout_rows,
 )
-from train.masked import MaskedLM, make_masked_nats
 from train.meeting import STOPPED, Processes
 from train.memory import memory_by_kind
 from train.metrics import MetricsWriter, ProgressLine, flop_per_token, peak_flop_per_s
@@ -94,12 +92,10 @@ def train(
         options,
         shardings=shardings_of(abstract),
         batch_sharding=batch_sharding(mesh),
-        dropout=isinstance(config.objective, MaskedLM) or (config.lora is not None and config.lora.dropout > 0),
+        dropout=config.objective.draws or (config.lora is not None and config.lora.dropout > 0),
     )
-    nats = make_nats(graphdef, mesh, vocab_chunk=options.vocab_chunk)
-    heldout_sums = make_sums(objective, graphdef, mesh)
-    if isinstance(config.objective, MaskedLM):
-        nats = make_masked_nats(graphdef, mesh, config.objective, vocab_chunk=options.vocab_chunk)
+    nats = evaluated(config.objective.nats(options), graphdef, mesh)
+    heldout_sums = evaluated(lambda model, batch: objective(model, batch)[1], graphdef, mesh)
 
     # ---- a new run, or the same one going on -------------------------------------------------------------------------
     adapters = config.lora is not None

@@ -42,6 +42,16 @@ def next_token_objective(
     return total, {"loss": nll, "weight": jnp.sum(weights_BT)}
 
 
+def next_token_nats(model: CausalLM, batch: Batch, *, vocab_chunk: int | None = None) -> Float[Array, ""]:
+    """Nats of all targets of a batch, whatever their loss weight."""
+    hidden_BTD = model(batch["inputs"], batch["segment_ids"], batch["positions"])
+    softcap = model.config.embedding.logit_softcap
+    nll_BT, _ = token_losses(
+        hidden_BTD, model.output_kernel(), batch["targets"], vocab_chunk=vocab_chunk, softcap=softcap
+    )
+    return jnp.sum(jnp.where(batch["segment_ids"] > 0, nll_BT, 0.0))
+
+
 def token_losses(
     hidden_BTD: Float[Array, "B T D"],
     kernel_DV: Float[Array, "D V"],

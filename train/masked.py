@@ -11,22 +11,19 @@ Shapes: B rows, T tokens, M hidden tokens of a row at the most, D embed, V vocab
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from models.encoder import EncoderLM
 from models.lora import LoRA
 from models.rows import DROPOUT_KEYS
 from train.loss import token_losses
-from train.state import Params, merge
 from train.step import TrainConfig
 
 Batch = Mapping[str, Array]
@@ -37,6 +34,7 @@ _HELD_OUT = 0x9E3779B9  # what separates the keys of held-out rows from those of
 class MaskedLM:
     """share: of the tokens are predicted. Of those, `masked` become the mask, `replaced` any token, the rest stay."""
 
+    draws = True
     share: float = 0.15
     masked: float = 0.8
     replaced: float = 0.1
@@ -48,6 +46,10 @@ class MaskedLM:
     def make(self, options: TrainConfig) -> Any:
         """(model, batch) -> (sum to differentiate, sums to report)."""
         return partial(masked_objective, settings=self, vocab_chunk=options.vocab_chunk)
+
+    def nats(self, options: TrainConfig) -> Any:
+        """(model, batch) -> an estimate of the nats of all its tokens."""
+        return partial(masked_nats, settings=self, vocab_chunk=options.vocab_chunk)
 
     def check(self, lora: LoRA | None, *, paired: bool) -> None:
         """ValueError where the data or the adapters are not for this objective."""
@@ -134,17 +136,11 @@ def row_content_keys(tokens_BT: Int[Array, "B T"]) -> Array:
     return jnp.stack([sums_B, jnp.full_like(sums_B, _HELD_OUT)], axis=1)
 
 
-def make_masked_nats(
-    graphdef: nnx.GraphDef, mesh: Mesh, settings: MaskedLM, *, vocab_chunk: int | None = None
-) -> Callable[[Params, Batch], Float[Array, ""]]:
-    """As `train.evaluation.make_nats`: an estimate of the nats of all tokens of a batch, from those that are hidden."""
-
-    def nats(params: Params, batch: Batch) -> Array:
-        model = merge(graphdef, params)
-        keys_B2 = row_content_keys(batch["inputs"])
-        nll_BM, hidden_BM = hidden_losses(model, batch, keys_B2, settings, vocab_chunk)
-        maskable_B = jnp.sum((batch["segment_ids"] > 0) & (batch["positions"] > 0), axis=1)
-        means_B = jnp.sum(jnp.where(hidden_BM, nll_BM, 0.0), axis=1) / jnp.maximum(1, jnp.sum(hidden_BM, axis=1))
-        return jnp.sum(means_B * maskable_B)
-
-    return jax.jit(nats, out_shardings=NamedSharding(mesh, PartitionSpec()))
+def masked_nats(
+    model: EncoderLM, batch: Batch, *, settings: MaskedLM, vocab_chunk: int | None = None
+) -> Float[Array, ""]:
+    """An estimate of the nats of all tokens of a batch, from those that are hidden."""
+    nll_BM, hidden_BM = hidden_losses(model, batch, row_content_keys(batch["inputs"]), settings, vocab_chunk)
+    maskable_B = jnp.sum((batch["segment_ids"] > 0) & (batch["positions"] > 0), axis=1)
+    means_B = jnp.sum(jnp.where(hidden_BM, nll_BM, 0.0), axis=1) / jnp.maximum(1, jnp.sum(hidden_BM, axis=1))
+    return jnp.sum(means_B * maskable_B)

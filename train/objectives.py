@@ -1,7 +1,8 @@
 """What a run minimises, as a value of its config: `objective=NextToken()` or `objective=Preference(beta=0.1)`.
 
-A value has two methods: `make(options)` gives the function that `make_train_step` takes, `check(lora, paired)` refuses
-data and adapters that it cannot be computed from.
+A value has a property and three methods: `draws` says that rows need keys of their own, `make(options)` gives the
+function that `make_train_step` takes, `nats(options)` the one that held-out bits per byte come from, and
+`check(lora, paired)` refuses data and adapters that it cannot be computed from.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from models.lora import LoRA
-from train.loss import next_token_objective
+from train.loss import next_token_nats, next_token_objective
 from train.step import TrainConfig
 
 
@@ -17,9 +18,15 @@ from train.step import TrainConfig
 class NextToken:
     """Nats of the next token, weighted by the data's loss weights: pretraining, and tuning on the answers of chats."""
 
+    draws = False
+
     def make(self, options: TrainConfig) -> Any:
         """(model, batch) -> (sum to differentiate, sums to report)."""
         return partial(next_token_objective, z_loss=options.z_loss, vocab_chunk=options.vocab_chunk)
+
+    def nats(self, options: TrainConfig) -> Any:
+        """(model, batch) -> nats of all its tokens."""
+        return partial(next_token_nats, vocab_chunk=options.vocab_chunk)
 
     def check(self, lora: LoRA | None, *, paired: bool) -> None:
         """ValueError where the data are preferences, whose rejected answers would be learned too."""

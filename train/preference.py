@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from models.lora import LoRA
 from models.rows import RowContext
 from models.transformer import CausalLM
-from train.loss import Batch, token_losses
+from train.loss import Batch, next_token_nats, token_losses
 from train.step import TrainConfig
 
 
@@ -31,6 +31,7 @@ class Preference:
     `margin` (in nats) and `chosen`, the log ratio of the chosen answers alone, which may fall while the loss does.
     """
 
+    draws = False
     beta: float = 0.1
     label_smoothing: float = 0.0
 
@@ -48,6 +49,10 @@ class Preference:
             label_smoothing=self.label_smoothing,
             vocab_chunk=options.vocab_chunk,
         )
+
+    def nats(self, options: TrainConfig) -> Any:
+        """(model, batch) -> nats of all its tokens."""
+        return partial(next_token_nats, vocab_chunk=options.vocab_chunk)
 
     def check(self, lora: LoRA | None, *, paired: bool) -> None:
         """ValueError where the data are no preferences, or the base is not there as it was."""

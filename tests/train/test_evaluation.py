@@ -16,7 +16,8 @@ from data.tokenizer import load_tokenizer
 from models.sharding import MeshConfig, make_mesh
 from models.transformer import CausalLM
 from tests.train.tiny import tiny_model
-from train.evaluation import Score, compressed_scores, heldout_scores, make_nats, open_heldout_rows
+from train.evaluation import Score, compressed_scores, evaluated, heldout_scores, open_heldout_rows
+from train.loss import next_token_nats
 from train.state import merge
 
 CONFIG = LoaderConfig(seq_len=64, global_batch_size=4)
@@ -34,7 +35,7 @@ def test_every_token_counts_the_first_after_bos_and_eos_too(corpus):
         graphdef, state = nnx.split(CausalLM(tiny_model(vocab_size=600), rngs=nnx.Rngs(0)))
         params = nnx.to_pure_dict(state)
         rows = open_heldout_rows(corpus / "dataset", CONFIG, max_bytes=3000)
-        scores = heldout_scores(make_nats(graphdef, mesh), params, rows, mesh)
+        scores = heldout_scores(evaluated(next_token_nats, graphdef, mesh), params, rows, mesh)
 
         tokenizer = load_tokenizer(corpus / "dataset" / "tokenizer")
         texts = {document.id: document.text for document in heldout_documents(corpus)}
