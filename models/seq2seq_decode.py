@@ -33,6 +33,7 @@ class SearchConfig:
 
     length_penalty: a finished sequence's log-probability is divided by its length to this power. batch_size: sentences
     at a time. banned: ids that never come out. forced_eos: whether a target of full length must end in EOS.
+    renormalize: whether the probabilities that are left after banning are made to sum to one.
     """
 
     num_beams: int = 1
@@ -41,6 +42,7 @@ class SearchConfig:
     early_stopping: bool = False
     banned: tuple[int, ...] = ()
     forced_eos: bool = True
+    renormalize: bool = False
     batch_size: int = 32
 
     def __post_init__(self) -> None:
@@ -219,6 +221,8 @@ def search(graph: Any, state: Any, cross: Any, mask_BS: jax.Array, beams: Beams,
             only_eos = jnp.arange(logits_BKV.shape[-1]) == model.config.eos_id
             last = beams.length == config.max_length - 1
             logits_BKV = jnp.where(last, jnp.where(only_eos, 0.0, -jnp.inf), logits_BKV)
+        if config.renormalize:
+            logits_BKV = jax.nn.log_softmax(logits_BKV, axis=-1)
         return advance(model.config.eos_id, beams, logits_BKV, config)
 
     return jax.lax.while_loop(more, step, beams)

@@ -7,6 +7,7 @@ normalises punctuation first, which changes rare characters only and is left to 
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from models.checkpoints.marian import load_marian, search_config
 from models.seq2seq import Seq2SeqLM
 from models.seq2seq_decode import SearchConfig, Searcher
 
+TARGET = re.compile(r">>.*?<<")  # what models of several target languages read first
 NOT_IN_KEY = {"in_key": False}  # dataclasses.field(metadata=...): never changes what is translated
 
 
@@ -37,9 +39,21 @@ class MarianTokenizer:
         self.unknown, self.eos = self.ids["<unk>"], self.ids["</s>"]
 
     def encode(self, text: str) -> list[int]:
-        """Ids with EOS at the end."""
-        pieces = self.source.encode(text, out_type=str)
+        """Ids with EOS at the end. ">>fra<<" in front, the target of a model that has several, is one token."""
+        target = TARGET.match(text)
+        pieces = self.source.encode(text[target.end() :] if target else text, out_type=str)
+        pieces = [target.group(), *pieces] if target else pieces
         return [*(self.ids.get(piece, self.unknown) for piece in pieces), self.eos]
+
+    def check_prefix(self, prefix: str) -> None:
+        """ValueError where a prefix names no target language of this model."""
+        target = TARGET.match(prefix)
+        if target and target.group() not in self.ids:
+            known = sorted(piece for piece in self.ids if TARGET.fullmatch(piece))
+            shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+            raise ValueError(
+                f"no target {target.group()!r} in this translator: it has {shown or 'one target, unnamed'}"
+            )
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens are left out."""
@@ -84,10 +98,11 @@ class MarianTranslator:
         return files_key(self.checkpoint)
 
     def build(self) -> Translator:
-        """Load the model; ValueError where the folder is not whole or no MarianMT."""
+        """Load the model; ValueError where the folder is not whole, no MarianMT, or has no such target language."""
         folder = resolve(self.checkpoint).path
         config = replace(search_config(folder), batch_size=self.batch_size)
         if self.num_beams is not None:
             config = replace(config, num_beams=self.num_beams)
         tokenizer = MarianTokenizer(folder)
+        tokenizer.check_prefix(self.prefix)
         return Translator(load_marian(folder), tokenizer, config, self.prefix)

@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from models.checkpoints.location import PICKLES
 from models.checkpoints.names import Rule
 from models.checkpoints.tensors import MAX_SHARD_BYTES, SafetensorsFolder, write_safetensors
 
 M = TypeVar("M", bound=nnx.Module)
 _NUMBER = re.compile(r"\.(\d+)\.")
+_NORM = re.compile(r"(?<=LayerNorm\.)(?:gamma|beta)$")  # as checkpoints of TensorFlow's time call the two
+_NORM_NAMES = {"gamma": "weight", "beta": "bias"}
 
 
 def rule_of(path: str, table: Mapping[str, Rule]) -> tuple[Rule, str]:
@@ -37,24 +40,35 @@ def load_listed(create: Any, folder: Path, table: Mapping[str, Rule], *, ignored
     ignored: tensors that may be there and are no parameters of ours. Errors: ValueError that names missing, unexpected
     and misshapen tensors.
     """
-    source = SafetensorsFolder(folder)
+    source = SafetensorsFolder(checked(folder))
     graph, state = nnx.split(nnx.eval_shape(create))
     shapes, loaded, used = source.shapes(), {}, set()
+    stored = {_NORM.sub(lambda match: _NORM_NAMES[match.group()], name): name for name in shapes}
     for path, leaf in nnx.to_flat_state(state):
         rule, name = rule_of(".".join(map(str, path)), table)
         wanted = rule.shape(leaf.get_value().shape)
-        if name not in shapes:
+        if name not in stored:
             raise ValueError(f"{folder} lacks {name}: it is not whole, or not of the family that its config names")
-        found = shapes[name]
+        found = shapes[stored[name]]
         if tuple(found) not in (wanted, (1, *wanted)):
             raise ValueError(f"{folder} does not fit its config: {name} is {found}, expected {wanted}")
-        used.add(name)
-        values = np.asarray(source.view(name), np.float32).reshape(wanted)
+        used.add(stored[name])
+        values = np.asarray(source.view(stored[name]), np.float32).reshape(wanted)
         loaded[path] = leaf.replace(jnp.asarray(np.ascontiguousarray(values.T if rule.transpose else values)))
     unexpected = sorted(name for name in shapes.keys() - used if not ignored.search(name))
     if unexpected:
         raise ValueError(f"{folder} holds tensors that its config has no place for: {', '.join(unexpected[:4])}")
     return nnx.merge(graph, nnx.from_flat_state(loaded))
+
+
+def checked(folder: Path) -> Path:
+    """The folder; ValueError where it has no weights, as the copy of a Hub repository that holds but pickles."""
+    if any(file.suffix == ".safetensors" or file.suffix in PICKLES for file in folder.iterdir()):
+        return folder
+    raise ValueError(
+        f"{folder} has no .safetensors: pickles such as pytorch_model.bin can run code and are not even fetched from the "
+        "Hugging Face hub; name a revision with safetensors (hf:org/name@refs/pr/NUMBER) or convert a copy"
+    )
 
 
 def save_listed(
@@ -89,14 +103,22 @@ def read_json(path: Path) -> dict[str, Any]:
 def files_key(location: str) -> Any:
     """Names, sizes and a hash of the contents of a folder's files: what a stage key holds of a model.
 
-    A location that is no folder here (`hf:...`) stands for itself.
+    `hf:...` and `package:...` stand for themselves. ValueError where there is no such folder or file.
     """
-    folder = Path(location).expanduser()
-    if not folder.is_dir():
+    if location.startswith(("hf:", "package:")):
         return location
+    folder = Path(location).expanduser()
+    if not folder.exists():
+        raise ValueError(
+            f"no checkpoint at {location}: expected a folder, a .gguf file, hf:org/name or package:name/file"
+        )
     digest = hashlib.blake2b(digest_size=8)
     below = [folder / "config.json", *(folder / "checkpoints").rglob("*"), *(folder / "tokenizer").rglob("*")]
-    for file in sorted(below if (folder / "checkpoints").is_dir() else folder.iterdir()):
+    if folder.is_file():
+        below = [folder]
+    elif not (folder / "checkpoints").is_dir():
+        below = list(folder.iterdir())
+    for file in sorted(below):
         if file.is_file():
             digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
             with file.open("rb") as content:

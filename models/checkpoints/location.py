@@ -4,10 +4,11 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]  # never pickles, never Python
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.spm"]  # never pickles, never Python
+HUB_IGNORED = ["consolidated*.safetensors", "original/*"]  # the same weights once more, in another layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def _from_hub(name: str) -> Path:
         raise ValueError("hf: locations need huggingface_hub: pip install huggingface_hub") from None
     repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORED))
     except Exception as error:  # the hub raises a dozen kinds; a user wants the sentence
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"could not get {repository} from the Hugging Face hub: {reason}") from None
@@ -98,17 +99,26 @@ def _from_package(name: str) -> Path:
     return found[0]
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is no such file; ValueError that names the file where it is none."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a JSON {type(found).__name__}: expected an object")
+    return found
+
+
 def read_hf_config(folder: Path) -> dict:
     """config.json of a Hugging Face folder; ValueError where it is absent, broken or asks for remote code."""
     path = folder / "config.json"
     if not path.exists():
         raise ValueError(f"{folder} has no config.json: expected a Hugging Face model folder")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    for name in ("config.json", "tokenizer_config.json"):
-        file = folder / name
-        if file.exists() and "auto_map" in json.loads(file.read_text()):
+    config = read_object(path)
+    for file in (path, folder / "tokenizer_config.json"):
+        if "auto_map" in read_object(file):
             raise ValueError(f"{file} asks for remote code (auto_map), which is never run: refused")
     return config

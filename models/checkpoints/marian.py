@@ -52,6 +52,26 @@ _ONLY = {
     "add_final_layer_norm": False,
     "static_position_embeddings": True,
 }
+_GENERATION_ONLY: Mapping[str, Any] = {  # settings that change what a search gives, and the value that changes nothing
+    "do_sample": False,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "diversity_penalty": 0.0,
+    "num_beam_groups": 1,
+    "forced_bos_token_id": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+    "force_words_ids": None,
+    "constraints": None,
+    "guidance_scale": None,
+    "penalty_alpha": None,
+    "stop_strings": None,
+}
 
 
 def read_marian_config(config: Mapping[str, Any], source: str) -> Seq2SeqConfig:
@@ -96,18 +116,30 @@ def load_marian(location: str | Path) -> Seq2SeqLM:
 def search_config(location: str | Path) -> SearchConfig:
     """How the folder's own generation_config.json (in old folders config.json) says that its model is searched."""
     folder = resolve(location).path
-    found = {**read_json(folder / "config.json"), **read_json(folder / "generation_config.json")}
-    banned = found.get("bad_words_ids") or []
+    config = read_json(folder / "config.json")
+    found = read_json(folder / "generation_config.json") or config
+    for name, value in _GENERATION_ONLY.items():
+        if found.get(name) not in (value, None):
+            raise ValueError(f"{folder} sets {name}={found[name]!r} for its search; only {value!r} is supported")
+    eos = config.get("eos_token_id")
+    ends = eos if isinstance(eos, list) else [eos]
+    if found.get("forced_eos_token_id") not in (None, ends[0]):
+        raise ValueError(f"{folder} sets forced_eos_token_id={found['forced_eos_token_id']}; only its EOS is supported")
+    banned, suppressed = found.get("bad_words_ids") or [], found.get("suppress_tokens") or []
     if any(len(words) != 1 for words in banned):
         raise ValueError(f"{folder} bans sequences of several tokens, which is not supported: {banned}")
     if found.get("early_stopping") not in (None, False, True):
         raise ValueError(f"{folder} sets early_stopping={found['early_stopping']!r}: expected true or false")
-    plain = {
-        name: found[name] for name in ("num_beams", "max_length", "length_penalty", "early_stopping") if found.get(name)
-    }
+    names = ("num_beams", "max_length", "length_penalty", "early_stopping")
+    plain = {name: found[name] for name in names if found.get(name) is not None}
+    if found.get("max_new_tokens") is not None:
+        plain["max_length"] = found["max_new_tokens"] + 1  # the start token
     return SearchConfig(
         **plain,
-        banned=tuple(words[0] for words in banned),
+        banned=tuple(
+            dict.fromkeys(token for token in (*(words[0] for words in banned), *suppressed) if token not in ends)
+        ),
+        renormalize=bool(found.get("renormalize_logits")),
         forced_eos=found.get("forced_eos_token_id") is not None,
     )
 
@@ -143,6 +175,7 @@ def save_marian(model: Seq2SeqLM, folder: Path, search: SearchConfig | None = No
     generation = {name: plain[name] for name in ("num_beams", "max_length", "length_penalty", "early_stopping")} | {
         "bad_words_ids": [[token] for token in search.banned] or None,
         "forced_eos_token_id": config.eos_id if search.forced_eos else None,
+        "renormalize_logits": search.renormalize,
         "pad_token_id": config.pad_id,
         "eos_token_id": config.eos_id,
         "decoder_start_token_id": config.start_id,

@@ -85,6 +85,22 @@ def test_a_saved_folder_loads_in_transformers_with_the_same_logits(pair, batch, 
     np.testing.assert_allclose(theirs(again.eval(), ids, mask), theirs(model, ids, mask), atol=1e-5)
 
 
+def test_old_names_of_norms_are_read(pair, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    _, folder, loaded = pair
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    old = {"weight": "gamma", "bias": "beta"}
+    tensors = {}
+    for name, values in load_file(folder / "model.safetensors").items():
+        stem, _, last = name.rpartition(".")
+        tensors[f"{stem}.{old[last]}" if stem.endswith("LayerNorm") else name] = values
+    assert sum(name.endswith("gamma") for name in tensors) >= 5
+    save_file(tensors, tmp_path / "model.safetensors")
+    again = nnx.state(load_bert(tmp_path, mask_id=3))
+    jax.tree.map(np.testing.assert_array_equal, again, nnx.state(loaded))
+
+
 def test_documents_that_share_a_row_do_not_see_each_other(pair, batch):
     _, _, loaded = pair
     ids = batch[0][:1]

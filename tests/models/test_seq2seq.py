@@ -64,12 +64,15 @@ def padded(sources):
     return ids, ids != PAD
 
 
-def reference(model, sources, num_beams):
+def reference(model, sources, num_beams, **settings):
     """What transformers gives, batched and padded."""
     ids, mask = padded(sources)
     with torch.no_grad():
         found = model.generate(
-            input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask.astype(int)), num_beams=num_beams
+            input_ids=torch.tensor(ids),
+            attention_mask=torch.tensor(mask.astype(int)),
+            num_beams=num_beams,
+            **settings,
         ).tolist()
     out = []
     for row in found:
@@ -108,6 +111,47 @@ def test_search_gives_the_tokens_of_transformers(pair, sources, num_beams):
     lengths = {len(tokens) for tokens in wanted}
     assert len(lengths) > 2 and max(lengths) > 32, "sentences of several lengths, some past the first cache"
     assert Searcher(ours)(sources, config) == wanted
+
+
+def test_what_is_left_after_banning_is_normalised_where_the_folder_says_so(pair, sources, tmp_path):
+    model, folder, ours = pair
+    settings = {"renormalize_logits": True, "bad_words_ids": [[PAD], [5], [9], [17], [33]]}
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    generation = json.loads((folder / "generation_config.json").read_text()) | settings | {"num_beams": 3}
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    config = dataclasses.replace(search_config(tmp_path), batch_size=24)
+    assert config.renormalize and config.banned == (PAD, 5, 9, 17, 33)
+    found = Searcher(ours)(sources, config)
+    assert found == reference(model, sources, 3, **settings)
+    assert found != Searcher(ours)(sources, dataclasses.replace(config, renormalize=False)), "it matters here"
+    save_marian(ours, tmp_path / "saved", config)
+    assert search_config(tmp_path / "saved") == dataclasses.replace(config, batch_size=32)
+
+
+def test_settings_of_a_search_are_followed_or_refused(tmp_path):
+    base = {"eos_token_id": EOS, "num_beams": 6}
+    (tmp_path / "config.json").write_text(json.dumps(base))
+    for changes, expected in (
+        ({}, SearchConfig(num_beams=6, forced_eos=False)),
+        ({"length_penalty": 0.0}, SearchConfig(length_penalty=0.0, forced_eos=False)),
+        ({"max_new_tokens": 20, "max_length": 7}, SearchConfig(max_length=21, forced_eos=False)),
+        ({"suppress_tokens": [3], "bad_words_ids": [[PAD]]}, SearchConfig(banned=(PAD, 3), forced_eos=False)),
+        ({"do_sample": False, "min_length": 0, "forced_eos_token_id": EOS}, SearchConfig()),
+    ):
+        (tmp_path / "generation_config.json").write_text(json.dumps(changes))
+        assert search_config(tmp_path) == expected
+    for name, value in (
+        ("no_repeat_ngram_size", 3),
+        ("repetition_penalty", 1.2),
+        ("min_length", 5),
+        ("do_sample", True),
+        ("forced_eos_token_id", 7),
+        ("early_stopping", "never"),
+    ):
+        (tmp_path / "generation_config.json").write_text(json.dumps({name: value}))
+        with pytest.raises(ValueError, match=f"sets {name}={value!r}"):
+            search_config(tmp_path)
 
 
 @pytest.mark.slow
@@ -191,6 +235,46 @@ def test_a_translator_reads_and_writes_as_transformers_does(pair, translator_fol
         wanted[2],
     ]
     assert spec.inputs_key() == MarianTranslator(checkpoint=str(translator_folder), source="a", target="b").inputs_key()
+
+
+def test_a_target_language_in_front_is_one_token_as_in_transformers(pair, translator_folder, tmp_path):
+    for file in translator_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    vocab = json.loads((tmp_path / "vocab.json").read_text())
+    first, second = list(vocab)[50:52]
+    vocab = {{first: ">>fra<<", second: ">>zlm_Latn<<"}.get(piece, piece): number for piece, number in vocab.items()}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    theirs = transformers.MarianTokenizer(*(str(tmp_path / n) for n in ("source.spm", "target.spm", "vocab.json")))
+    spec = MarianTranslator(checkpoint=str(tmp_path), source="en", target="fr", num_beams=2, prefix=">>fra<< ")
+    translator = spec.build()
+    for text in (">>fra<< the gate opens", ">>zlm_Latn<<a boat", "a boat >>fra<< waits"):
+        assert translator.tokenizer.encode(text) == theirs(text)["input_ids"]
+    (ids,) = [theirs(">>fra<< the gate opens")["input_ids"]]
+    assert ids[0] == vocab[">>fra<<"]
+    (wanted,) = reference(pair[0], [ids], 2)
+    assert translator.translate(["the gate opens"]) == [theirs.decode(wanted, skip_special_tokens=True)]
+    with pytest.raises(ValueError, match="no target '>>deu<<' in this translator: it has >>fra<<, >>zlm_Latn<<"):
+        dataclasses.replace(spec, prefix=">>deu<< ").build()
+
+
+def test_the_hub_gives_a_translator_with_its_sentencepiece_models(translator_folder, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: hf: locations not tested")
+
+    def download(repository, *, revision, allow_patterns):
+        """A snapshot, as far as the real one's file patterns go."""
+        copy = tmp_path / repository.replace("/", "--")
+        copy.mkdir(exist_ok=True)
+        for file in translator_folder.iterdir():
+            pickled = "pickled" in repository and file.suffix == ".safetensors"
+            if any(file.match(pattern) for pattern in allow_patterns) and not pickled:
+                (copy / file.name).write_bytes(file.read_bytes())
+        return str(copy)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    spec = MarianTranslator(checkpoint="hf:Helsinki-NLP/opus-mt-en-fr", source="en", target="fr", num_beams=1)
+    assert len(spec.build().translate(["the gate opens", "a boat"])) == 2
+    with pytest.raises(ValueError, match=r"has no \.safetensors: pickles such as pytorch_model\.bin"):
+        dataclasses.replace(spec, checkpoint="hf:Helsinki-NLP/pickled").build()
 
 
 def test_a_folder_without_its_tokenizer_is_refused(pair):
