@@ -18,6 +18,7 @@ import numpy as np
 
 from models.decode_rows import Decoder, Request, Rows, bucket, decode_chunk, insert, read_prompts
 from models.sampling import SamplingConfig
+from models.scoring import check_ids
 from models.transformer import CausalLM
 
 SLOT_MULTIPLE = 32  # cache slots are a multiple, so that nearby lengths share one compilation
@@ -126,10 +127,7 @@ def make_requests(
             raise ValueError(
                 f"prompt {number} has {len(prompt)} tokens, the model's context {context}: shorten the prompt"
             )
-        if min(prompt) < 0 or max(prompt) >= vocabulary:
-            raise ValueError(
-                f"prompt {number} has id {max(prompt)}, the vocabulary {vocabulary}: another model's tokenizer?"
-            )
+        check_ids(prompt, vocabulary, f"prompt {number}")
         limit = config.max_new_tokens if context is None else min(config.max_new_tokens, context - len(prompt))
         adapter = 0 if adapters is None else adapters[number]
         requests.append(Request(number=number, prompt=prompt, limit=limit, adapter=adapter))

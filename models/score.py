@@ -48,9 +48,12 @@ def read_documents(path: Path) -> list[tuple[str, str]]:
                 continue
             try:
                 found = json.loads(line)
-                documents.append((str(found.get("id", number)), found["text"]))
+                name, text = str(found.get("id", number)), found["text"]
             except (ValueError, KeyError, AttributeError):
-                raise ValueError(f'{path}, line {number}: expected a JSON object with a "text" field') from None
+                name, text = "", None
+            if not isinstance(text, str):
+                raise ValueError(f'{path}, line {number}: expected a JSON object with a "text" field, a string')
+            documents.append((name, text))
     if not documents:
         raise ValueError(f"{path} holds no documents")
     return documents

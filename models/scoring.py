@@ -78,6 +78,12 @@ class TokenScores:
     likeliest: np.ndarray
 
 
+def check_ids(ids: Sequence[int], vocabulary: int, what: str) -> None:
+    """ValueError where an id is none of the vocabulary's: on a device it would read another row, and say nothing."""
+    if wrong := [token for token in (min(ids, default=0), max(ids, default=0)) if not 0 <= token < vocabulary]:
+        raise ValueError(f"{what} has id {wrong[0]}, the vocabulary {vocabulary}: another model's tokenizer?")
+
+
 def cut_pieces(lengths: Sequence[int], config: ScoringConfig) -> list[Piece]:
     """Windows over every document. Each token but a document's first is the target of exactly one piece."""
     pieces = []
@@ -153,7 +159,7 @@ class Scorer:
         context = model.config.embedding.max_positions
         if context is not None and context < config.window:
             config = dataclasses.replace(config, window=context, stride=min(config.stride, max(1, context // 2)))
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.vocab_size = config, tokenizer, model.config.vocab_size
         model = nnx.clone(model)
         # one layer's code, looped over: compiles in a tenth of the time, and long rows hide the slicing of weights
         model.config = dataclasses.replace(
@@ -177,7 +183,9 @@ class Scorer:
         return [scores.nats for scores in self.token_scores(documents)]
 
     def token_scores(self, documents: Sequence[Sequence[int]]) -> list[TokenScores]:
-        """The scores of every token after the first of each document."""
+        """The scores of every token after the first of each document; ValueError for an id past the vocabulary."""
+        for number, document in enumerate(documents):
+            check_ids(document, self.vocab_size, f"document {number}")
         sizes = [max(0, len(document) - 1) for document in documents]
         out = [TokenScores(np.zeros(size, np.float32), np.zeros(size, bool)) for size in sizes]
         pieces = cut_pieces([len(document) for document in documents], self.config)

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tokenizers import Tokenizer, decoders, models
 
 from models import decode_rows
+from models.checkpoints.tokenizer import TextTokenizer
 from models.config import Embedding
 from models.decode import DecodeConfig, Decoder, generate, stream
-from models.generation import generate_texts, stream_text
+from models.generation import generate_texts, stream_text, text_after
 from models.sampling import SamplingConfig, filtered, penalised, sample
 from tests.models.checkpoint_cases import VOCAB, byte_tokenizer, tiny_model
 
@@ -110,6 +112,40 @@ def test_texts_end_before_stop_strings_and_stream_in_pieces(decoder):
     pieces = list(stream_text(decoder, tokenizer, "ab", replace(config, stop_strings=(stop,))))
     assert "".join(pieces) == cut[0]
     assert "".join(stream_text(decoder, tokenizer, "hello", config)) == whole[1]
+
+
+def stripping_tokenizer(*, words: bool = False) -> TextTokenizer:
+    """As Llama 2's: "▁" stands for a space, and the decoder drops the one that a text begins with."""
+    rest = "▁word{:02X}" if words else "<0x{:02X}>"
+    pieces = ["<unk>", "<s>", "</s>", "▁it", "▁is", "▁Paris", ".", *map(rest.format, range(256))]
+    backend = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return TextTokenizer(backend=backend, bos_id=1, eos_id=2, pad_id=None, stop_ids=(2,))
+
+
+@pytest.mark.parametrize("length", [2, 200], ids=["short prompt", "long prompt"])
+def test_the_space_between_a_prompt_and_its_continuation_is_kept(length):
+    it, is_, paris, dot, bytes_of = 3, 4, 5, 6, lambda text: [7 + byte for byte in text.encode()]
+    tokenizer = stripping_tokenizer()
+    assert tokenizer.decode([paris, dot]) == "Paris."  # alone it loses its space
+    assert text_after(tokenizer, [1, it, *[is_] * length])([paris, dot]) == " Paris."
+    assert text_after(tokenizer, [1])([paris, dot]) == "Paris."  # nothing stands before it
+    assert text_after(tokenizer, [1, *[2] * length])([paris, dot]) == "Paris."  # special tokens alone are no text
+    text = text_after(tokenizer, [1, it, *bytes_of("日" * length)[:-1]])  # a prompt that ends inside of a character
+    assert text(bytes_of("日")[-1:]) == "日" and text([*bytes_of("日")[-1:], paris]) == "日 Paris"
+
+
+def test_the_stream_of_a_stripping_tokenizer_is_its_text(model):
+    """Its whole text is that of prompt and new ids together, as it is where they come in pieces."""
+    tokenizer, prompt = stripping_tokenizer(words=True), [1, 3, 4]
+    for seed in range(3):
+        drawn = replace(GREEDY, sampling=replace(DRAWN, seed=seed), chunk=2)
+        ids = generate(model, [prompt], replace(drawn, stop_ids=(2,)))[0].ids
+        whole = generate_texts(Decoder(model), tokenizer, [prompt], drawn)[0]
+        assert "it is" + whole == tokenizer.decode([*prompt, *ids])
+        assert "".join(stream_text(Decoder(model), tokenizer, prompt, drawn)) == whole
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from models.parity import our_logits
+from models.score import read_documents
 from models.scoring import Scorer, ScoringConfig, cut_pieces
 from tests.models.checkpoint_cases import VOCAB, byte_tokenizer, tiny_model
 
@@ -57,6 +58,20 @@ def test_windows_give_every_token_once_with_the_stated_context(model):
 def test_texts_become_nats_and_token_counts(model):
     nats, tokens = Scorer(model, byte_tokenizer()).score(["hello", "", "a"])
     assert tokens == [4, 0, 0] and nats[1] == nats[2] == 0.0 and nats[0] > 0
+
+
+@pytest.mark.parametrize("token", [-1, VOCAB])
+def test_an_id_that_the_vocabulary_lacks_is_refused(model, token):
+    with pytest.raises(ValueError, match=f"document 1 has id {token}, the vocabulary {VOCAB}"):
+        Scorer(model).score_ids([[3, 4], [3, token, 5]])
+
+
+@pytest.mark.parametrize("line", ['{"text": null}', '{"text": 3}', '{"id": 1}', "[1]", "{"])
+def test_a_line_without_a_text_is_named(tmp_path, line):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "fine"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r'texts.jsonl, line 2: expected a JSON object with a "text" field, a string'):
+        read_documents(path)
 
 
 def test_a_uniform_model_costs_log_vocabulary(model):
