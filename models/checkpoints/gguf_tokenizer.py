@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from models.checkpoints.gguf_file import GgufFile
 from models.checkpoints.tokenizer import TextTokenizer
 
+LLAMA3_NAMES = ("llama-bpe", "smaug-bpe")  # the second is what llama.cpp calls SmolLM3's, which is Llama 3's
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
     r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -36,6 +37,11 @@ def tokenizer_of(meta: Mapping[str, Any], origin: str) -> TextTokenizer:
     if kind == "gpt2":
         backend = _byte_level(meta, tokens)
     elif kind == "llama":
+        if len(meta.get("tokenizer.ggml.scores", ())) != len(tokens):
+            raise ValueError(
+                f"{origin} has no score for each of its {len(tokens)} tokens (tokenizer.ggml.scores), and they merge "
+                "by it: convert it again, or give a Hugging Face folder"
+            )
         backend = _sentencepiece(meta, tokens)
     else:
         raise ValueError(f"{origin} has a tokenizer of kind {kind!r}; expected 'gpt2' or 'llama'")
@@ -66,14 +72,14 @@ def _byte_level(meta: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
         "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
         "default": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
         "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
-        "llama-bpe": _regex_split(LLAMA3_SPLIT),
+        **{llama3: _regex_split(LLAMA3_SPLIT) for llama3 in LLAMA3_NAMES},
         "qwen2": _regex_split(QWEN2_SPLIT),
     }
     if name not in split:
         raise ValueError(f"the GGUF tokenizer splits words by {name!r}; known are {', '.join(split)}")
     merges = [tuple(merge.split(" ", 1)) for merge in meta.get("tokenizer.ggml.merges", [])]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name == "llama-bpe"))
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name in LLAMA3_NAMES))
     backend.pre_tokenizer = pre_tokenizers.Sequence(split[name])
     backend.decoder = decoders.ByteLevel()
     if name == "qwen2":

@@ -79,7 +79,11 @@ def _from_hub(name: str) -> Path:
         raise ValueError("hf: locations need huggingface_hub: pip install huggingface_hub") from None
     repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORED))
+        return Path(
+            snapshot_download(
+                repository, revision=revision or None, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORED
+            )
+        )
     except Exception as error:  # the hub raises a dozen kinds; a user wants the sentence
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"could not get {repository} from the Hugging Face hub: {reason}") from None

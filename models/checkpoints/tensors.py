@@ -105,7 +105,7 @@ def _files_of(folder: Path) -> dict[Path, set[str]]:
     index = folder / INDEX_NAME
     if index.exists():
         files: dict[Path, set[str]] = {}
-        for name, file in json.loads(index.read_text())["weight_map"].items():
+        for name, file in _weight_map(index).items():
             if Path(file).name != file:
                 raise ValueError(f"{index} points outside its folder ({file!r}); refused")
             files.setdefault(folder / file, set()).add(name)
@@ -122,6 +122,17 @@ def _files_of(folder: Path) -> dict[Path, set[str]]:
             "convert them to safetensors where you trust them"
         )
     raise ValueError(f"{folder} holds no {SINGLE_NAME} and no {INDEX_NAME}: expected a Hugging Face model folder")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name to file name, of an index; ValueError where it is none."""
+    try:
+        found = json.loads(index.read_text())["weight_map"]
+        if all(isinstance(file, str) for file in found.values()):
+            return found
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(f'{index} is not an index: expected {{"weight_map": {{TENSOR: FILE}}}}; download it again')
 
 
 def open_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -141,7 +152,14 @@ def map_safetensors(path: Path) -> tuple[mmap.mmap, dict[str, np.ndarray], dict[
             header = json.loads(file.read(length))
         except ValueError as error:
             raise ValueError(f"{path} has a safetensors header that is not JSON: {error}") from None
-    header.pop("__metadata__", None)
+    if isinstance(header, dict):
+        header.pop("__metadata__", None)
+    for name in header:
+        if not isinstance(header, dict) or not _is_entry(header[name]):
+            raise ValueError(
+                f"{path} has a safetensors header whose entry {name!r} "
+                "lacks dtype, shape or data_offsets; copy it again"
+            )
     base = 8 + length
     expected = base + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < expected:
@@ -150,6 +168,16 @@ def map_safetensors(path: Path) -> tuple[mmap.mmap, dict[str, np.ndarray], dict[
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     views = {name: _view(mapped, base, name, entry, path) for name, entry in header.items()}
     return mapped, views, {name: base + entry["data_offsets"][0] for name, entry in header.items()}
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether a header's entry says of a tensor what it must: {"dtype", "shape", "data_offsets": [begin, end]}."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        return False
+    return all(isinstance(number, int) and number >= 0 for number in (*shape, *offsets))
 
 
 def _view(mapped: mmap.mmap, base: int, name: str, entry: dict, path: Path) -> np.ndarray:

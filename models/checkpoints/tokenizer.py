@@ -14,6 +14,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from models.checkpoints.location import read_object
+
 TEMPLATE_FILE = "chat_template.jinja"
 
 
@@ -121,8 +123,8 @@ def load_tokenizer_folder(folder: Path, *, prefix_bos: bool = False) -> TextToke
         raise ValueError(f"{path} is not a tokenizer.json that this version of tokenizers reads: {error}") from None
     backend.no_padding()
     backend.no_truncation()
-    config = _read_json(folder / "tokenizer_config.json")
-    special = _read_json(folder / "special_tokens_map.json")
+    config = read_object(folder / "tokenizer_config.json")
+    special = read_object(folder / "special_tokens_map.json")
 
     def token(name: str) -> int | None:
         value = config.get(name, special.get(name))
@@ -130,7 +132,7 @@ def load_tokenizer_folder(folder: Path, *, prefix_bos: bool = False) -> TextToke
         return backend.token_to_id(text) if isinstance(text, str) else None
 
     eos = token("eos_token")
-    generation = _read_json(folder / "generation_config.json").get("eos_token_id")
+    generation = read_object(folder / "generation_config.json").get("eos_token_id")
     declared = generation if isinstance(generation, list) else [generation]
     stops = dict.fromkeys(i for i in (eos, *declared) if isinstance(i, int))
     return TextTokenizer(
@@ -142,10 +144,6 @@ def load_tokenizer_folder(folder: Path, *, prefix_bos: bool = False) -> TextToke
         chat_template=_template(folder, config),
         prefix_bos=prefix_bos,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:

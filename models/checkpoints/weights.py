@@ -1,6 +1,6 @@
 """Tensors of a checkpoint onto the devices: each device reads its own slice of the map, one parameter at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -73,14 +73,19 @@ def read_weights(
         yield path, leaf.replace(values)
 
 
+def spelling(source: TensorSource) -> Callable[[str], str]:
+    """A tensor's name as these files have it: the original GPT-2 and bare decoders leave the outermost module out."""
+    if any(name.startswith(("model.", "transformer.")) for name in source.shapes()):
+        return lambda name: name
+    return lambda name: name.removeprefix("transformer.").removeprefix("model.")
+
+
 def resolve_names(
     source: TensorSource, rules: Mapping[str, Rule], config: ModelConfig, origin: str
 ) -> dict[str, list[str]]:
     """Tensor names of every parameter, one a layer where it is stacked; ValueError on missing or unexpected ones."""
     found = source.shapes()
-    # the original GPT-2 files and bare decoders leave the outermost module's name out
-    bare = not any(name.startswith(("model.", "transformer.")) for name in found)
-    spell = (lambda name: name.removeprefix("transformer.").removeprefix("model.")) if bare else (lambda name: name)
+    spell = spelling(source)
     names = {}
     for path, rule in rules.items():
         every = [rule.name.replace("{i}", str(i)) for i in range(config.num_layers)] if rule.stacked else [rule.name]
@@ -122,7 +127,7 @@ def check_shapes(
 
 def check_tied(source: TensorSource, config: ModelConfig, table: Mapping[str, Rule], origin: str) -> None:
     """ValueError where a model that says it is tied carries an output projection of its own."""
-    head, embedding = table["lm_head.kernel"].name, table["embedding"].name
+    head, embedding = table["lm_head.kernel"].name, spelling(source)(table["embedding"].name)
     if not config.embedding.tied or head not in source.shapes() or embedding not in source.shapes():
         return
     one, other = source.view(head), source.view(embedding)

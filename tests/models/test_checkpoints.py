@@ -168,6 +168,20 @@ def test_a_stray_head_of_a_tied_model_is_refused_unless_it_is_the_same(tmp_path)
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("prefix", ["model.", ""], ids=["as it is saved", "without the outermost module's name"])
+def test_a_stray_head_is_found_in_both_spellings(tmp_path, prefix):
+    save_tiny(tmp_path)
+
+    def add_head(tensors):
+        for name in list(tensors):
+            tensors[prefix + name.removeprefix("model.")] = tensors.pop(name)
+        tensors["lm_head.weight"] = tensors[f"{prefix}embed_tokens.weight"] + 1
+
+    _rewrite(tmp_path, add_head)
+    with pytest.raises(ValueError, match="says that it is tied"):
+        load_checkpoint(tmp_path)
+
+
 def _config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -224,6 +238,40 @@ def test_an_index_cannot_point_outside_its_folder(folder, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../x.safetensors"}}))
     with pytest.raises(ValueError, match="outside its folder"):
         SafetensorsFolder(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": ["x"]}', '{"weight_map": {"x": 1}}'])
+def test_a_broken_index_is_named(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"index.json is not an index: expected"):
+        SafetensorsFolder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"x": {"dtype": "F32", "shape": [1]}},
+        {"x": {"dtype": "F32", "data_offsets": [0, 4]}},
+        {"x": {"shape": [1], "data_offsets": [0, 4]}},
+        {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0]}},
+        {"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}},
+        {"x": 1},
+        ["x"],
+    ],
+)
+def test_a_header_without_its_fields_is_named(tmp_path, header):
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(ValueError, match=r"model.safetensors has a safetensors header whose entry 'x' lacks"):
+        open_safetensors(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json"])
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "holds a JSON list")])
+def test_a_broken_json_file_is_named(folder, tmp_path, name, text, message):
+    (_copy(folder, tmp_path) / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        load_checkpoint(tmp_path)
 
 
 def test_the_tokenizer_and_template_survive_saving(tmp_path):

@@ -239,5 +239,7 @@ def test_tokenizers_that_gguf_has_no_words_for_are_refused():
     backend = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
     with pytest.raises(ValueError, match="this one is Unigram"):
         tokenizer_metadata(dataclasses.replace(tokenizer, backend=backend))
+    with pytest.raises(ValueError, match=r"x.gguf has no score for each of its 1 tokens"):
+        tokenizer_of({"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a"]}, "x.gguf")
     with pytest.raises(ValueError, match="kind 'bert'"):
         tokenizer_of({"tokenizer.ggml.model": "bert", "tokenizer.ggml.tokens": ["a"]}, "x.gguf")
