@@ -8,7 +8,7 @@ from __future__ import annotations
 import posixpath
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import unquote
@@ -22,7 +22,8 @@ from data.sources.limits import BombError, CorruptError, ReadLimits
 from data.sources.xml_records import child, children, local_name, parse_xml, text_of
 
 CHAPTER_TYPES = ("application/xhtml+xml", "text/html", "application/xml", "text/xml")
-DRM = ("META-INF/encryption.xml", "META-INF/rights.xml")
+ENCRYPTION = "META-INF/encryption.xml"
+FONT_ALGORITHMS = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")  # obfuscated fonts, no DRM
 MAX_RATIO = 300.0  # decompressed / compressed bytes of one member; XHTML reaches about 20
 
 
@@ -106,6 +107,24 @@ def spine_of(path: str, package: Any) -> tuple[list[str], list[str]]:
     return chapters, outside
 
 
+def encrypted_item(archive: Archive, chapters: Sequence[str]) -> str | None:
+    """What encryption.xml locks besides fonts, or None: its path, or why the file does not tell."""
+    if ENCRYPTION not in archive.names():
+        return None
+    try:
+        declared = parse_xml(archive.read(ENCRYPTION))
+    except ValueError as error:
+        return f"{ENCRYPTION}: {error}"
+    for data in declared.iter():
+        if local_name(data) == "EncryptedData":
+            method, target = child(data, "EncryptionMethod"), child(data, "CipherData", "CipherReference")
+            algorithm = method.get("Algorithm") if method is not None else None
+            path = posixpath.normpath(unquote((target.get("URI") or "") if target is not None else "")).lstrip("/")
+            if algorithm not in FONT_ALGORITHMS or path in chapters:
+                return path
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpubSource(FileSource):
     """EPUB 2 and 3 books without DRM.
@@ -116,6 +135,7 @@ class EpubSource(FileSource):
     per_chapter: bool = False
 
     suffixes: ClassVar[tuple[str, ...]] = (".epub",)
+    version: ClassVar[int] = 2
     files_per_shard: ClassVar[int] = 16
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
@@ -130,10 +150,11 @@ class EpubSource(FileSource):
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """The book or its chapters; a chapter that does not read is a counted drop."""
         archive = Archive(stream, self.limits)
-        if archive.names() & set(DRM):
-            yield self.drop(shard, None, "encrypted")
-            return
         path, package = package_of(archive)
+        chapters, outside = spine_of(path, package)
+        if (locked := encrypted_item(archive, chapters)) is not None:
+            yield self.drop(shard, None, "encrypted", value=locked)
+            return
         metadata = child(package, "metadata")
         values: dict[str, list[str]] = {}
         for element in metadata if metadata is not None else ():
@@ -149,7 +170,6 @@ class EpubSource(FileSource):
             "identifier": values.get("identifier", [None])[0],
             "group": f"epub:{shard['key']}",
         }
-        chapters, outside = spine_of(path, package)
         for target in outside:
             yield self.drop(shard, f"chapter-{target}", "path_climbs_out", value=target)
         texts: list[tuple[str, str]] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,10 +60,17 @@ class Groups:
         self._database.executemany("INSERT INTO records (grp, record) VALUES (?, ?)", self._waiting)
         self._waiting.clear()
 
+    def merge(self, moved: Iterable[tuple[str, str]]) -> None:
+        """(group, the group it turned out to be part of): its records count to that one. Once all are put."""
+        self._flush()
+        self._database.execute("CREATE INDEX IF NOT EXISTS by_group ON records (grp, number)")
+        named = ((*(name.encode("utf-8", "replace").decode() for name in pair),) for pair in moved)
+        self._database.executemany("UPDATE records SET grp = ?2 WHERE grp = ?1", named)
+
     def groups(self, limit: int) -> Iterator[tuple[str, list[dict[str, Any]], int]]:
         """(group, its first `limit` records in file order, how many there are in all), groups by first appearance."""
         self._flush()
-        self._database.execute("CREATE INDEX by_group ON records (grp, number)")
+        self._database.execute("CREATE INDEX IF NOT EXISTS by_group ON records (grp, number)")
         self._database.execute(
             "CREATE TABLE firsts AS SELECT MIN(number) AS first, grp, COUNT(*) AS n FROM records GROUP BY grp"
         )

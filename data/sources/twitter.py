@@ -76,6 +76,23 @@ def clean_post(text: str, entities: Any) -> str:
     return html.unescape(LINK.sub("", text)).strip()
 
 
+def first_post(replies: dict[str, str], name: str) -> str:
+    """The uppermost post that is known above `name`; paths in `replies` are shortened on the way."""
+    while (above := replies.get(name)) is not None:
+        if (further := replies.get(above)) is not None:
+            replies[name] = further
+        name = above
+    return name
+
+
+def thread_of(replies: dict[str, str], name: str, parent: str) -> str:
+    """The post that names the thread of `name`, whose answer to `parent` is noted. Posts may come in any order."""
+    top, above = first_post(replies, name), first_post(replies, parent or name)
+    if top != above:
+        replies[top] = above
+    return above
+
+
 @dataclass(frozen=True, kw_only=True)
 class TwitterSource(FileSource):
     """Posts as threads.
@@ -89,6 +106,7 @@ class TwitterSource(FileSource):
     min_turns: int = 1
 
     suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl", ".ndjson", ".js")
+    version: ClassVar[int] = 2
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         *(f"data.sources.{name}" for name in ("twitter", "dialogue", "grouping", "jsonl")),
@@ -99,12 +117,14 @@ class TwitterSource(FileSource):
 
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """Threads in the order of their first post; meta["records"] is how many posts each is made of."""
+        replies: dict[str, str] = {}  # reply -> a post further up; about 200 bytes a reply
         with Groups() as groups:
             for where, record in self._records(stream, shard):
                 if isinstance(record, Dropped):
                     yield record
                 else:
-                    yield from self._put(shard, where, record, groups)
+                    yield from self._put(shard, where, record, groups, replies)
+            groups.merge((f"p{name}", f"p{first_post(replies, name)}") for name in list(replies))
             for thread, posts, count in groups.groups(10 * MAX_TURNS):
                 yield from self._threads(shard, thread, posts, count)
 
@@ -135,7 +155,9 @@ class TwitterSource(FileSource):
                 continue
             yield offset, value if isinstance(value, dict) else self.drop(shard, offset, "not_an_object")
 
-    def _put(self, shard: Mapping[str, Any], where: Any, record: dict[str, Any], groups: Groups) -> Iterator[Dropped]:
+    def _put(
+        self, shard: Mapping[str, Any], where: Any, record: dict[str, Any], groups: Groups, replies: dict[str, str]
+    ) -> Iterator[Dropped]:
         """Keep the posts of one JSON value: a post, or a v2 page {"data", "includes"}."""
         included = as_dict(record.get("includes"))
         users = {
@@ -156,8 +178,10 @@ class TwitterSource(FileSource):
                 yield self.drop(shard, place, "not_a_post")
             elif found["retweets"]:
                 yield self.drop(shard, place, "retweet", value=found["retweets"])
+            elif found["conversation"]:
+                groups.put(f"c{found['conversation']}", found)
             else:
-                groups.put("posts" if not found["conversation"] else f"c{found['conversation']}", found)
+                groups.put(f"p{thread_of(replies, found['id'], found['parent'])}", found)
 
     def _threads(
         self, shard: Mapping[str, Any], group: str, posts: list[dict[str, Any]], count: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,8 +20,9 @@ def read(source: Any) -> tuple[list[Document], list[Dropped]]:
     for shard in json.loads(json.dumps(list(source.shards()))):
         for item in source.documents(shard):
             (documents if isinstance(item, Document) else drops).append(item)  # type: ignore[arg-type]
-    ids = [document.id for document in documents]
-    assert len(set(ids)) == len(ids), "two documents share an id"
+    ids = [*(document.id for document in documents), *(drop.document.id for drop in drops)]
+    twice = sorted(name for name, count in Counter(ids).items() if count > 1)
+    assert not twice, f"ids that are not unique among what is kept and dropped: {twice[:5]}"
     for document in documents:
         assert document.source == source.name and document.text.strip()
         document.text.encode()

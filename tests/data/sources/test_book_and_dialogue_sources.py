@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from data.sources.dialogue import MAX_TURNS
 from data.sources.epub import EpubSource
 from data.sources.forum_pages import ForumPageSource
 from data.sources.forums import DiscourseSource, MboxSource
@@ -78,7 +79,7 @@ def epub(path: Path, **more: bytes | str) -> None:
 
 def test_epub_chapters_in_reading_order_and_hostile_books(tmp_path: Path) -> None:
     epub(tmp_path / "good.epub")
-    epub(tmp_path / "locked.epub", **{"META-INF/encryption.xml": "<e/>"})
+    epub(tmp_path / "locked.epub", **{"META-INF/encryption.xml": "<e"})
     (tmp_path / "broken.epub").write_bytes((tmp_path / "good.epub").read_bytes()[:-30])
     with zipfile.ZipFile(tmp_path / "bomb.epub", "w", zipfile.ZIP_DEFLATED) as book:
         book.writestr("META-INF/container.xml", CONTAINER)
@@ -95,6 +96,32 @@ def test_epub_chapters_in_reading_order_and_hostile_books(tmp_path: Path) -> Non
     }
     chapters, _ = read(EpubSource(name="e", paths=(str(tmp_path / "good.epub"),), per_chapter=True))
     assert [c.text for c in chapters] == ["# One\n\nFirst & last.", "# Two\n\nSecond."]
+
+
+ENCRYPTION = """<encryption xmlns="urn:oasis:names:tc:opendocument:xmlns:container"
+ xmlns:enc="http://www.w3.org/2001/04/xmlenc#">{}</encryption>"""
+ENCRYPTED = """<enc:EncryptedData><enc:EncryptionMethod Algorithm="{0}"/>
+<enc:CipherData><enc:CipherReference URI="{1}"/></enc:CipherData></enc:EncryptedData>"""
+IDPF, ADOBE = "http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"
+AES = "http://www.w3.org/2001/04/xmlenc#aes128-cbc"
+
+
+@pytest.mark.parametrize(
+    ("items", "encrypted"),
+    [
+        ([(IDPF, "OEBPS/a.otf"), (ADOBE, "OEBPS/b.ttf")], False),
+        ([], False),
+        ([(IDPF, "OEBPS/a.otf"), (AES, "OEBPS/cover.jpg")], True),
+        ([(IDPF, "OEBPS/two%20b.xhtml")], True),
+    ],
+)
+def test_an_epub_with_obfuscated_fonts_is_not_encrypted(
+    tmp_path: Path, items: list[tuple[str, str]], encrypted: bool
+) -> None:
+    declared = ENCRYPTION.format("".join(ENCRYPTED.format(*item) for item in items))
+    epub(tmp_path / "x.epub", **{"META-INF/encryption.xml": declared})
+    documents, drops = read(EpubSource(name="e", paths=(str(tmp_path),)))
+    assert (reasons(drops) == {"encrypted": 1}) is encrypted and len(documents) == (not encrypted)
 
 
 # ---- dialogue
@@ -213,6 +240,24 @@ def test_twitter_of_both_versions_and_an_account_archive(tmp_path: Path) -> None
     (tmp_path / "ring.json").write_bytes(ndjson(*ring))
     documents, drops = read(TwitterSource(name="t", paths=(str(tmp_path / "ring.json"),)))
     assert len(documents) == 1 and documents[0].meta["records"] == 2
+
+
+def test_posts_beyond_the_cap_of_a_thread_are_kept_and_threads_join_in_any_order(tmp_path: Path) -> None:
+    many = [{"id_str": f"a{number}", "text": f"Post {number}"} for number in range(10 * MAX_TURNS + 50)]
+    replies = {"4": "3", "3": "1", "2": "1", "6": "5", "5": "2", "1": None}  # newest first, as an account's archive is
+    thread = [{"id_str": name, "text": f"t{name}", "in_reply_to_status_id_str": to} for name, to in replies.items()]
+    (tmp_path / "x.jsonl").write_bytes(ndjson(*thread, *many, {"id_str": "a7", "text": "Post 7"}))
+    documents, drops = read(TwitterSource(name="t", paths=(str(tmp_path / "x.jsonl"),)))
+    assert reasons(drops) == {"repeated_id": 1} and len(documents) == len(many) + 1
+    assert documents[0].id == "t:x.jsonl:1" and documents[0].text.split() == ["t1", "t3", "t4", "t2", "t5", "t6"]
+    late = {
+        "id_str": "a7",
+        "text": "Post 7",
+        "in_reply_to_status_id_str": "a9",
+    }  # now said to be a reply
+    (tmp_path / "x.jsonl").write_bytes(ndjson(*many[:20], late))
+    documents, drops = read(TwitterSource(name="t", paths=(str(tmp_path / "x.jsonl"),)))
+    assert len(documents) == 20 and reasons(drops) == {"repeated_id": 1}
 
 
 def test_discourse_topics(tmp_path: Path) -> None:
