@@ -56,6 +56,7 @@ class ArxivSource(FileSource):
     metadata: tuple[str, ...] = ()
 
     suffixes: ClassVar[tuple[str, ...]] = (".tar", ".tex", ".tgz", "")
+    version: ClassVar[int] = 2
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         *(
@@ -88,7 +89,7 @@ class ArxivSource(FileSource):
                 yield content
             elif name.endswith((".gz", ".pdf")) and ARXIV_ID.match(PurePosixPath(name).name):
                 bulk = True
-                yield self._bulk_member(shard, name, content, known)
+                yield from self._bulk_member(shard, name, content, known)
             else:
                 size += len(content)
                 if size <= limit:
@@ -114,25 +115,35 @@ class ArxivSource(FileSource):
 
     def _bulk_member(
         self, shard: Mapping[str, Any], name: str, data: bytes, known: Mapping[str, PaperMetadata]
-    ) -> Document | Dropped:
+    ) -> Iterator[Document | Dropped]:
+        """The paper, and what is dropped inside it."""
         if name.endswith(".pdf"):
-            return self.drop(shard, name, "pdf_only")
+            yield self.drop(shard, name, "pdf_only")
+            return
         limit = self.limits.max_record_bytes
         try:
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as opened:
                 inner = opened.read(limit + 1)
         except (OSError, EOFError, zlib.error) as error:
-            return self.drop(shard, name, "corrupt_record", value=str(error))
+            yield self.drop(shard, name, "corrupt_record", value=str(error))
+            return
         if len(inner) > limit:
-            return self.drop(shard, name, "record_too_large", value=len(inner), threshold=limit)
+            yield self.drop(shard, name, "record_too_large", value=len(inner), threshold=limit)
+            return
         if not is_tar(inner[:BLOCK]):
-            return self._paper(shard, name, arxiv_id(name), {"main.tex": inner}, known)
-        members = self._members(io.BytesIO(inner), {**shard, "key": f"{shard['key']}:{name}"})
+            yield self._paper(shard, name, arxiv_id(name), {"main.tex": inner}, known)
+            return
+        inside: dict[str, bytes] = {}
         try:
-            inside = {path: content for path, content in members if isinstance(content, bytes)}
+            for path, content in self._members(io.BytesIO(inner), {**shard, "key": f"{shard['key']}:{name}"}):
+                if isinstance(content, Dropped):
+                    yield content
+                else:
+                    inside[path] = content
         except (CorruptError, BombError) as error:
-            return self.drop(shard, name, "corrupt_record", value=str(error))
-        return self._paper(shard, name, arxiv_id(name), inside, known)
+            yield self.drop(shard, name, "corrupt_record", value=str(error))
+            return
+        yield self._paper(shard, name, arxiv_id(name), inside, known)
 
     def _paper(
         self,

@@ -46,6 +46,7 @@ ACCENTS = {"'": "\u0301", "`": "\u0300", '"': "\u0308", "^": "\u0302", "~": "\u0
            "u": "\u0306", "v": "\u030c", "H": "\u030b", "c": "\u0327", "k": "\u0328", "r": "\u030a", "d": "\u0323",
            "b": "\u0331"}  # fmt: skip
 TOKEN = re.compile(r"\\([A-Za-z@]+)\*?|\\(.)|(\$\$?)|([{}~&])|(``|''|---|--)|(\n[ \t]*\n\s*)", re.S)
+OPENING = re.compile(r"\s*\{")
 PLAIN = {"``": "“", "''": "”", "---": "—", "--": "–", "~": " ", "&": " | ", "{": "", "}": ""}
 ALGORITHM = {"STATE", "IF", "ELSE", "ELSIF", "ENDIF", "FOR", "FORALL", "ENDFOR", "WHILE", "ENDWHILE", "REQUIRE",
              "ENSURE",
@@ -173,7 +174,7 @@ def _command(text: str, word: str, position: int, depth: int) -> tuple[str, int]
         for _ in range(2):
             _, position = read_optional(text, position)
         for _ in range(DROPPED[word]):
-            if text[position:].lstrip()[:1] == "{":
+            if OPENING.match(text, position):
                 _, position = read_argument(text, position)
         return "", position
     if word in SYMBOLS:

@@ -68,6 +68,9 @@ def test_inputs_comments_macros_and_what_never_ends() -> None:
     latex_to_text("\\begin{a}" * 20_000 + "{" * 20_000 + "$" * 999 + "\\[" * 999)
     resolve_inputs({"m.tex": "\\input{m}" * 1000}, "m.tex")
     assert time.monotonic() - start < 20
+    start = time.monotonic()
+    latex_to_text("\\label" * 80_000 + "x" * 4_000_000)
+    assert time.monotonic() - start < 10
 
 
 def test_latex_details() -> None:
@@ -126,13 +129,25 @@ def test_every_packing_of_papers_and_their_metadata(tmp_path: Path, real_data: P
     )
     assert documents[1].meta["licence"] == "http://arxiv.org/licenses/nonexclusive-distrib/1.0/"
     assert reasons(drops) == {
-        "path_climbs_out": 2,
-        "link_in_archive": 1,
+        "path_climbs_out": 4,  # two in the paper of its own, two in the one in the bulk tar
+        "link_in_archive": 2,
         "pdf_only": 1,
         "corrupt_record": 1,
         "bad_latex": 1,
     }
     assert arxiv_id("hep-th9901001.gz") == "hep-th/9901001" and arxiv_id("x/2001.00001v2.tar.gz") == "2001.00001"
+
+
+def test_what_is_dropped_inside_a_paper_of_a_bulk_tar_is_counted(tmp_path: Path) -> None:
+    paper = _tar({"ms.tex": PAPER, "../up.tex": PAPER, "big.tex": b"x" * 9000}, link="/etc/passwd")
+    cut = _tar({"../up.tex": PAPER, "ms.tex": PAPER * 50})[:3000]
+    bulk = {"2001/2001.00001.gz": gzip.compress(paper), "2001/2001.00002.gz": gzip.compress(cut)}
+    (tmp_path / "arXiv_src_2001_001.tar").write_bytes(_tar(bulk))
+    limits = ReadLimits(max_record_bytes=40_000)
+    documents, drops = read(ArxivSource(name="a", paths=(str(tmp_path),), limits=limits))
+    assert [d.meta["arxiv_id"] for d in documents] == ["2001.00001"] and "big" not in documents[0].text
+    assert reasons(drops) == {"path_climbs_out": 2, "link_in_archive": 1, "corrupt_record": 1}
+    assert all("2001/2001.0000" in drop.document.id for drop in drops)
 
 
 def test_tar_headers_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
