@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from types import TracebackType
 
 import xxhash
 
-from data.sources.limits import BombError, CorruptError
+from data.sources.limits import BombError, CorruptError, FetchError
 
 GIT_SECONDS = 600.0  # a clone of a large repository; everything else takes seconds
+PROTOCOLS = "https:http:ssh:git:file"
 URL = re.compile(r"(https?|ssh|git|file)://[^\s-][^\s]*")
 SAFE = (
     "-c", "safe.directory=*", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
@@ -33,11 +35,17 @@ class Blob:
     size: int
 
 
-def git(arguments: Sequence[str], *, folder: str | None = None) -> bytes:
-    """Standard output of a git command. ValueError with git's own last line where it fails."""
+def git(arguments: Sequence[str], *, folder: str | None = None, protocols: str = "") -> bytes:
+    """Standard output of a git command. ValueError with git's own last line where it fails.
+
+    protocols: those it may fetch with; none but for our own clone, since a repository's settings may name a remote that
+    git would ask for missing objects, and the command to ask it with.
+    """
     command = ["git", *SAFE, *(["--git-dir", folder] if folder else []), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=GIT_SECONDS, env=_environment(), check=False)
+        done = subprocess.run(
+            command, capture_output=True, timeout=GIT_SECONDS, env=_environment(protocols), check=False
+        )
     except FileNotFoundError as error:
         raise ValueError("reading repositories needs the git command: install git") from error
     except subprocess.TimeoutExpired as error:
@@ -48,14 +56,15 @@ def git(arguments: Sequence[str], *, folder: str | None = None) -> bytes:
     return done.stdout
 
 
-def _environment() -> dict[str, str]:
+def _environment(protocols: str = "") -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     return {
         **kept,
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_TERMINAL_PROMPT": "0",
-        "GIT_ALLOW_PROTOCOL": "https:http:ssh:git:file",
+        "GIT_ALLOW_PROTOCOL": protocols,  # "" refuses all, which git before 2.45 needs: it knows no GIT_NO_LAZY_FETCH
+        "GIT_NO_LAZY_FETCH": "1",
         "GIT_LFS_SKIP_SMUDGE": "1",
         "LC_ALL": "C",
     }
@@ -67,7 +76,10 @@ def is_url(repository: str) -> bool:
 
 
 def git_folder(repository: str, commit: str, cache: Path) -> str:
-    """The object store of a repository: its own folder, or a bare shallow clone in `cache` (made once)."""
+    """The object store of a repository: its own folder, or a bare shallow clone in `cache` (made once).
+
+    FetchError where a URL does not give the commit.
+    """
     if not is_url(repository):
         root = Path(repository).expanduser()
         found = root / ".git" if (root / ".git").exists() else root
@@ -83,7 +95,12 @@ def git_folder(repository: str, commit: str, cache: Path) -> str:
         cache.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         git(["init", "--quiet", "--bare", str(temporary)])
-        git(["fetch", "--quiet", "--depth", "1", "--no-tags", "--", repository, commit], folder=str(temporary))
+        fetch = ["fetch", "--quiet", "--depth", "1", "--no-tags", "--", repository, commit]
+        try:
+            git(fetch, folder=str(temporary), protocols=PROTOCOLS)
+        except ValueError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise FetchError(f"{repository}: {error}") from error
         git(["update-ref", "refs/heads/read", "FETCH_HEAD"], folder=str(temporary))
         temporary.rename(target)
     return str(target)

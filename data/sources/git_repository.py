@@ -14,7 +14,7 @@ from data.document import Document, Dropped
 from data.sources.base import make_document, make_drop
 from data.sources.git_objects import Blob, BlobReader, is_url, list_tree, resolve
 from data.sources.licences import LICENCE_FILE, header_licence, repository_licence
-from data.sources.limits import BombError, CorruptError
+from data.sources.limits import BombError, CorruptError, FetchError
 from data.sources.notebooks import notebook_text
 from data.sources.source_code import dependency_order, imports_of, language_of, marks_of
 
@@ -34,6 +34,8 @@ class GitSource:
     layout: "files" (a document a file), or "repository" (one a repository, imported files first, for long context; cut
         at file ends into parts of at most `max_document_bytes`).
     max_files: in one repository; one with more is a counted drop as a whole.
+    max_repository_bytes: with layout "repository", of the texts of one, which are all held in memory; the files beyond,
+        in path order, are counted drops.
     cache: where URLs are cloned to, bare and shallow.
     """
 
@@ -46,9 +48,10 @@ class GitSource:
     max_files: int = 1_000_000
     max_file_bytes: int = 1 << 20
     max_document_bytes: int = 8 << 20
+    max_repository_bytes: int = 1 << 30
     cache: str = "~/.cache/sluice/git"
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     code_modules: ClassVar[tuple[str, ...]] = tuple(
         f"data.sources.{name}"
         for name in ("base", "git_repository", "git_objects", "jsonl", "licences", "notebooks", "source_code")
@@ -72,12 +75,26 @@ class GitSource:
         return shards
 
     def inputs_key(self) -> Any:
-        """The full hash of every commit."""
-        return [[repository, self._resolve(repository)[1]] for repository in self.repositories]
+        """The full hash of every commit; None for a URL that gives none. FetchError where none of all does."""
+        key: list[list[str | None]] = []
+        failed: FetchError | None = None
+        for repository in self.repositories:
+            try:
+                key.append([repository, self._resolve(repository)[1]])
+            except FetchError as error:
+                failed = error
+                key.append([repository, None])
+        if failed is not None and not any(commit for _, commit in key):
+            raise failed
+        return key
 
     def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """Files in path order; every entry of the tree is a document, part of one, or a counted drop."""
-        folder, commit = self._resolve(shard["repository"])
+        try:
+            folder, commit = self._resolve(shard["repository"])
+        except FetchError as error:
+            yield make_drop(self.name, shard["key"], "fetch_failed", value=str(error))
+            return
         try:
             entries = list_tree(folder, commit, self.max_files)
         except (BombError, CorruptError) as error:
@@ -171,11 +188,18 @@ class GitSource:
     ) -> Iterator[Document | Dropped]:
         """All files of a repository one after the other, what is imported before what imports it."""
         texts: dict[str, tuple[str, str | None]] = {}
+        held, limit = 0, self.max_repository_bytes
         for item in files:
             if isinstance(item, Dropped):
                 yield item
+                continue
+            path, text, meta = item
+            held += len(text.encode("utf-8", "replace"))
+            if held <= limit:
+                texts[path] = text, meta.get("programming_language")
             else:
-                texts[item[0]] = item[1], item[2].get("programming_language")
+                record, reason = f"{shard['key']}:{path}", "beyond_max_repository_bytes"
+                yield make_drop(self.name, record, reason, value=held, threshold=limit, meta=meta)
         stems = {PurePosixPath(path).stem: path for path in sorted(texts, reverse=True)}
         imports = {path: imports_of(path, text, language, stems) for path, (text, language) in texts.items()}
         part: list[str] = []
@@ -183,12 +207,12 @@ class GitSource:
         size, number = 0, 0
         for path in dependency_order(imports):
             block = f"# file: {path}\n{texts[path][0].rstrip()}\n"
-            if part and size + len(block.encode()) > self.max_document_bytes:
+            if part and size + len(block.encode("utf-8", "replace")) > self.max_document_bytes:
                 yield self._part(shard, number, part, names, common)
                 part, size, number, names = [], 0, number + 1, []
             part.append(block)
             names.append(path)
-            size += len(block.encode())
+            size += len(block.encode("utf-8", "replace"))
         if part:
             yield self._part(shard, number, part, names, common)
 

@@ -93,7 +93,7 @@ def test_html_of_posts_keeps_code_lists_quotes_and_tables() -> None:
     assert html_to_text(markup) == (
         "## Title\n\nOne & `two()`\nthree\n\n```py\nif a < b:\n    pass\n```\n\n- a\n- b\n\n  1. c\n\n> said\n\nh | 1"
     )
-    assert html_to_text("") == html_to_text("<!-- -->") == html_to_text("<<<>") == "" or True
+    assert html_to_text("") == html_to_text("<!-- -->") == "" and html_to_text("<<<>") == "<<<>"
     assert html_to_text("<div>" * 3000 + "deep" + "</div>" * 3000) in ("deep", "")
 
 
@@ -207,6 +207,16 @@ def test_a_whole_repository_puts_what_is_imported_first(repository: Path) -> Non
         )
     )
     assert len(parts) > 1 and sum(d.meta["records"] for d in parts) == 5
+    few = GitSource(
+        name="c",
+        repositories=(str(repository),),
+        layout="repository",
+        languages=("Python",),
+        max_repository_bytes=60,
+    )
+    parts, drops = read(few)
+    assert sum(d.meta["records"] for d in parts) + reasons(drops)["beyond_max_repository_bytes"] == 5
+    assert sum(len(d.text) for d in parts) < 200 and parts
 
 
 def test_a_tree_that_stands_for_billions_of_files_is_one_drop(tmp_path: Path) -> None:
@@ -244,6 +254,41 @@ def test_hooks_and_settings_of_a_hostile_repository_do_not_run(repository: Path)
     git(repository, "config", "core.sshCommand", str(script))
     os.link(script, repository / ".git" / "hooks" / "post-checkout")
     assert read(GitSource(name="c", repositories=(str(repository),)))[0] and not mark.exists()
+
+
+def test_a_missing_object_is_not_fetched_by_what_a_hostile_repository_names(repository: Path, tmp_path: Path) -> None:
+    """A promisor remote is asked for missing objects, with a command that the repository's own settings name."""
+    sha = git(repository, "rev-parse", "HEAD:pkg/b.py").strip()
+    git(tmp_path, "clone", "-q", "--bare", str(repository), str(tmp_path / "elsewhere"))
+    (repository / ".git" / "objects" / sha[:2] / sha[2:]).unlink()
+    mark = tmp_path / "ran"
+    script = repository / ".git" / "evil.sh"
+    script.write_text(f'#!/bin/sh\ntouch {mark}\nexec git-upload-pack "$@"\n')
+    script.chmod(0o755)
+    settings = {
+        "core.repositoryFormatVersion": "1",
+        "extensions.partialClone": "origin",
+        "remote.origin.url": str(tmp_path / "elsewhere"),
+        "remote.origin.promisor": "true",
+        "remote.origin.uploadPack": str(script),
+    }
+    for name, value in settings.items():
+        git(repository, "config", name, value)
+    documents, drops = read(GitSource(name="c", repositories=(str(repository),), languages=("Python",)))
+    assert not mark.exists() and len(documents) == 4
+    assert [d.document.meta["path"] for d in drops if d.drop.reason == "corrupt_record"] == ["pkg/b.py"]
+
+
+def test_one_dead_address_costs_that_repository_only(repository: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    dead = f"file://{tmp_path}/dead.git"
+    source = GitSource(name="c", repositories=(dead, str(repository)), cache=str(cache))
+    documents, drops = read(source)
+    assert documents and reasons(drops)["fetch_failed"] == 1 and drops[0].document.id == "c:dead"
+    assert [known for _, known in source.inputs_key()] == [None, git(repository, "rev-parse", "HEAD").strip()]
+    assert not list(cache.iterdir())
+    with pytest.raises(ValueError, match="git fetch failed"):
+        GitSource(name="c", repositories=(dead,), cache=str(cache)).inputs_key()
 
 
 def test_languages_marks_order_and_licences() -> None:
