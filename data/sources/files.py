@@ -45,7 +45,7 @@ def list_files(paths: Sequence[str], suffixes: Sequence[str]) -> list[FileEntry]
     """
     entries: list[FileEntry] = []
     for path in paths:
-        found = _list_remote(path, suffixes) if is_remote(path) else _list_local(path.removeprefix("file://"), suffixes)
+        found = _list_remote(path, suffixes) if is_remote(path) else _list_local(path, suffixes)
         if not found:
             raise ValueError(
                 f"no input at {path!r}: expected a file, a glob, or a folder with {' '.join(suffixes)} files"
@@ -69,9 +69,10 @@ def _matches(name: str, suffixes: Sequence[str]) -> bool:
 
 
 def _list_local(path: str, suffixes: Sequence[str]) -> list[FileEntry]:
+    path = path.removeprefix("file://")
     root = Path(path).expanduser()
     if any(character in path for character in "*?["):
-        fixed = list(Path(path).parts)
+        fixed = list(root.parts)
         first = next(index for index, part in enumerate(fixed) if any(c in part for c in "*?["))
         root = Path(*fixed[:first]) if first else Path()
         candidates = [found for found in root.glob(str(Path(*fixed[first:]))) if not found.name.startswith(".")]

@@ -380,3 +380,18 @@ def test_xml_bombs_expand_nothing(tmp_path: Path) -> None:
     (tmp_path / "bomb.xml").write_text(f"{bomb}]><mediawiki>{page}</mediawiki>")
     documents, _ = read(MediaWikiSource(name="w", paths=(str(tmp_path),)))
     assert isinstance(documents[0], Document) and len(documents[0].text) < 100
+
+
+def test_the_same_name_below_two_file_addresses_and_globs_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.txt").write_text(folder)
+    found = list_files((f"file://{tmp_path}/a", f"file://{tmp_path}/b"), (".txt",))
+    assert [(entry.key, entry.url) for entry in found] == [
+        ("0/x.txt", str(tmp_path / "a" / "x.txt")),
+        ("1/x.txt", str(tmp_path / "b" / "x.txt")),
+    ]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [entry.key for entry in list_files(("~/*/x.txt",), (".txt",))] == ["a/x.txt", "b/x.txt"]
