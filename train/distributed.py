@@ -54,13 +54,16 @@ def _slurm(environ: Mapping[str, str]) -> Place | None:
     count, nodes = int(environ.get("SLURM_STEP_NUM_TASKS", 1)), environ.get("SLURM_STEP_NODELIST", "")
     if count < 2:
         return None
-    port = SLURM_PORTS + 2 * (int(environ["SLURM_JOB_ID"]) % 10_000)
-    device = None
-    if len(environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) > 1:  # the step sees all GPUs of the node: take one
-        device = int(environ["SLURM_LOCALID"])
-    return Place(
-        address=f"{first_host(nodes)}:{port}", index=int(environ["SLURM_PROCID"]), count=count, local_device=device
-    )
+    job, index, local = (environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "PROCID", "LOCALID"))
+    several = "," in environ.get("CUDA_VISIBLE_DEVICES", "")  # the step sees all GPUs of the node: take one
+    if not (job.isdigit() and index.isdigit() and (local.isdigit() or not several)):
+        raise ValueError(
+            f"SLURM_STEP_NUM_TASKS={count} with SLURM_JOB_ID={job!r}, SLURM_PROCID={index!r}, SLURM_LOCALID={local!r}: "
+            "expected the numbers that srun sets; unset SLURM_STEP_NUM_TASKS to run one process"
+        )
+    port = SLURM_PORTS + 2 * (int(job) % 10_000)
+    device = int(local) if several else None
+    return Place(address=f"{first_host(nodes)}:{port}", index=int(index), count=count, local_device=device)
 
 
 def first_host(nodes: str) -> str:

@@ -83,6 +83,7 @@ def train(
         return new_state(params, tx, with_ema=with_ema, axes=axes)
 
     abstract = abstract_state(create, placements, mesh)  # shapes and shardings, no arrays yet
+    warning = check_memory(memory_by_kind(config, abstract, mesh.shape))
     objective = config.objective.make(options)
     train_step = make_train_step(
         objective,
@@ -122,6 +123,8 @@ def train(
     if processes.exchange("finished", finished is not None)[0]:
         checkpoints.check(first_step, identity)
         if finished is not None:  # on process 0
+            if not (run_dir / "report.html").exists():  # it was killed just before
+                write_report(run_dir, config, dataset)
             print(summary(run_dir, finished))
         return 0
     row = 0  # the first global row of the next batch
@@ -139,7 +142,6 @@ def train(
 
     flop = flop_per_token(config.model, base_size(state), config.loader.seq_len)
     peak = peak_flop_per_s(mesh.devices.flat[0].device_kind)
-    warning = check_memory(memory_by_kind(config, abstract, mesh.shape))
     if processes.chief:
         changed = prepare_run_folder(run_dir, config, dataset, position(first_step))
         card = start_card(config, mesh, abstract, flop, loader.stats.fill, first_step)

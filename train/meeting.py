@@ -93,9 +93,16 @@ class Processes:
         faulthandler.cancel_dump_traceback_later()
 
     def lost(self, error: Exception) -> None:
-        """After an error of a device: where another process's end is the reason, this one ends as the watchdog says."""
+        """After an error of a device: where another process's end is the reason, this one ends as the watchdog says.
+
+        Too little memory is this process's own reason, and all end with it.
+        """
         if self._connection is None or "jax" not in type(error).__module__.lower():
             return self.close(f"{type(error).__name__}: {error}", BAD_INPUT)
+        if "RESOURCE_EXHAUSTED" in str(error):  # it would be again, however often the run is started
+            text = " ".join(str(error).split())[:300]
+            advice = "raise train.grad_accum_steps or mesh.fsdp, or let --auto-fit choose"
+            return self.close(f"out of memory while {self._state['doing']} ({text}): {advice}", BAD_INPUT)
         print(f"process {self.index}: {' '.join(str(error).split())[:300]}", file=sys.stderr, flush=True)
         time.sleep(2 * self.config.beat + 2.0)  # process 0 will have noticed
         self._end("a collective broke off and no process is known to have ended", STOPPED)
@@ -180,7 +187,13 @@ def join(place: Place | None, config: MeetingConfig) -> Processes:
     if not host or not port.isdigit():
         raise ValueError(f"coordinator {place.address!r}: expected HOST:PORT of process 0")
     if place.index == 0:
-        listener = socket.create_server(("", int(port)), backlog=1024)
+        try:
+            listener = socket.create_server(("", int(port)), backlog=1024)
+        except (OSError, OverflowError) as error:
+            raise OSError(
+                f"process 0 cannot listen at the coordinator's address {place.address} ({error}): give another port or "
+                "end the earlier run that has it"
+            ) from None
         processes._roster = Roster(listener, place.count, config, _free_port(int(port) + 1))
     connection = _connect(("127.0.0.1" if place.index == 0 else host, int(port)), place, config)
     processes.watch(connection)

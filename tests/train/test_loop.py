@@ -87,6 +87,16 @@ def test_a_run_that_only_skips_ends_with_advice(corpus, tmp_path, own_mesh, monk
         train.loop.train(config, corpus / "dataset")
 
 
+def test_a_model_that_does_not_fit_is_refused_before_it_is_made(corpus, tmp_path, own_mesh, monkeypatch):
+    def too_large(memory):
+        raise ValueError("parameters and optimizer take too much")
+
+    monkeypatch.setattr(train.loop, "check_memory", too_large)
+    monkeypatch.setattr(train.loop, "create_state", lambda *_: pytest.fail("the state was made first"))
+    with pytest.raises(ValueError, match="parameters and optimizer take too much"):
+        train.loop.train(run_config(corpus, run_dir=str(tmp_path / "run")), corpus / "dataset")
+
+
 def test_a_run_folder_is_whole_by_itself(corpus, tmp_path, own_mesh, capsys):
     options = train_config(tensorboard=True)
     config = run_config(corpus, run_dir=str(tmp_path / "run"), train=options)
@@ -108,3 +118,7 @@ def test_a_run_folder_is_whole_by_itself(corpus, tmp_path, own_mesh, capsys):
     for word in ("model", "precision", "attention", "mesh", "memory", "FLOP"):
         assert f"\n{word} " in card
     assert "gzip" in summary and "xz" in summary and "report.html" in summary
+
+    (run / "report.html").unlink()  # as of a run that was killed between its last line and its report
+    assert train.loop.train(config, corpus / "dataset") == 0
+    assert (run / "report.html").read_text() == report

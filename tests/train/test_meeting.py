@@ -1,16 +1,19 @@
 """Processes that do not come, differ, die, fall silent or stand still: each gives its own sentence, in its limit."""
 
+import json
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from launch.local import _two_free_ports
 from train.distributed import find_place, first_host
-from train.meeting import MeetingConfig, Place
+from train.meeting import MeetingConfig, Place, Processes, join
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -90,6 +93,36 @@ def test_who_dies_or_stalls_is_named_with_steps_and_stacks(tmp_path, what, words
     assert written.startswith(f"process 1 {words}") and "most recent call first" in written
     if what == "stall":
         assert results[1][0] == 75 and (tmp_path / "stacks" / "process-1.txt").exists()
+
+
+def test_a_port_that_is_taken_is_named_with_its_address():
+    with socket.create_server(("", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(OSError, match=f"cannot listen at the coordinator's address {address} .*in use"):
+            join(Place(address=address, index=0, count=2), MeetingConfig())
+
+
+def test_too_little_memory_ends_the_run_for_good():
+    """Any other error of a device may be the end of another process, after which the run is started again."""
+    here, there = socket.socketpair()
+    processes = Processes(Place(address="a:1", index=1, count=2))
+    processes._connection = here
+    processes.beat(3, "in its step")
+    processes.lost(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory trying to allocate 9 bytes"))
+    (message,) = (json.loads(line) for line in there.recv(1 << 16).splitlines())
+    assert (message["kind"], message["code"]) == ("bye", 1)
+    assert message["error"].startswith("out of memory while in its step (RESOURCE_EXHAUSTED: Out of memory trying")
+    for one in (here, there):
+        one.close()
+
+
+@pytest.mark.parametrize("lacking", ["SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID"])
+def test_a_step_of_slurm_without_its_numbers_is_refused(lacking):
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "gpu1", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}
+    whole = slurm | {"SLURM_LOCALID": "0", "CUDA_VISIBLE_DEVICES": "0,1"}
+    assert find_place(whole) is not None
+    with pytest.raises(ValueError, match=f"{lacking}=''[:,]"):
+        find_place({name: value for name, value in whole.items() if name != lacking})
 
 
 def test_where_a_process_stands_comes_from_its_environment():
