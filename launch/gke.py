@@ -19,6 +19,7 @@ COPY launch/requirements-{kind}.txt launch/requirements-{kind}.txt
 RUN pip install --no-cache-dir -r launch/requirements-{kind}.txt
 COPY . .
 """
+MOUNT = "/data"  # where the pods see the volume
 GRACE_SECONDS = 300  # between SIGTERM and the end of a pod: the time to save in
 
 
@@ -27,6 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--image", required=True, help="the container image: REGISTRY/NAME:TAG")
     parser.add_argument("--ready", action="store_true", help="the image is there: do not build and push it")
     parser.add_argument("--namespace", default="default", help="Kubernetes namespace")
+    parser.add_argument("--volume", metavar="CLAIM", help=f"a ReadWriteMany volume claim, mounted at {MOUNT}")
     parser.add_argument("--spot", action="store_true", help="on spot nodes")
     parser.add_argument("--service-account", metavar="NAME", help="Kubernetes service account of the pods")
 
@@ -35,6 +37,7 @@ def steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
     """Build and push the image from the packed code, then apply the JobSet."""
     if job.machine is None:
         raise ValueError("gke needs --machine CHIP:SHAPE, such as v6e:4x4 or h100:16")
+    check_kept(job, arguments.volume)
     jobset = folder / "jobset.yaml"
     apply: list[Step] = [
         File(jobset, jobset_yaml(job, arguments)),
@@ -52,6 +55,18 @@ def steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
         Command(("docker", "push", arguments.image)),
         *apply,
     ]
+
+
+def check_kept(job: Job, volume: str | None) -> None:
+    """Refuses checkpoints on a pod's own disk: every restart makes new pods, and begins with an empty one."""
+    job.check_shared()
+    fields = (override.partition("=") for override in job.overrides)
+    places = [value for name, _, value in fields if name in ("checkpoint.path", "run_dir")]
+    if not any("://" in place or (volume and place.startswith(f"{MOUNT}/")) for place in places):
+        raise ValueError(
+            f"checkpoints in {' and '.join(places)} would be on a pod's own disk, which a restart empties: add "
+            f"checkpoint.path=gs://BUCKET/FOLDER, or --volume CLAIM and run_dir={MOUNT}/FOLDER"
+        )
 
 
 def jobset_yaml(job: Job, arguments: Namespace) -> str:
@@ -84,7 +99,9 @@ def jobset_yaml(job: Job, arguments: Namespace) -> str:
         "command": list(job.command()),
         "env": variables,
         "resources": {"limits": {"google.com/tpu" if tpu else "nvidia.com/gpu": chips}},
+        **({"volumeMounts": [{"name": "data", "mountPath": MOUNT}]} if arguments.volume else {}),
     }
+    volume = {"name": "data", "persistentVolumeClaim": {"claimName": arguments.volume}}
     pod = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_SECONDS,
@@ -93,6 +110,7 @@ def jobset_yaml(job: Job, arguments: Namespace) -> str:
         "nodeSelector": selector,
         **({"serviceAccountName": arguments.service_account} if arguments.service_account else {}),
         "containers": [container],
+        **({"volumes": [volume]} if arguments.volume else {}),
     }
     stopped = {"containerName": "train", "operator": "In", "values": [STOPPED]}
     slice_job = {

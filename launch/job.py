@@ -92,8 +92,10 @@ run() {{
   prepare || {{ echo "worker: the code or its packages could not be installed"; echo 1 > "$folder/exit_code"; exit 1; }}
   while :; do
     clear_chips
+    [ -n "$stopping" ] && {{ code={stopped}; break; }}  # asked between two runs
     {command} &
     child=$!
+    [ -n "$stopping" ] && kill -TERM "$child" 2>/dev/null  # asked while it began
     while :; do  # a signal ends `wait`, not the run
       interrupted=
       wait "$child"; code=$?

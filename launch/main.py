@@ -6,6 +6,7 @@
         --config configs/pretrain_8b.py checkpoint.path=gs://...
     python -m launch.main slurm --machine h100:16 --config configs/pretrain_1b.py
     python -m launch.main gke --machine v6e:4x4 --slices 2 --image REGISTRY/sluice:1 --config configs/pretrain_1b.py
+        checkpoint.path=gs://...
 
 It builds command lines and files; --dry-run prints them as a shell script and does nothing.
 `python -m launch.main TARGET --help` lists the options of one target.
@@ -51,7 +52,6 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--slices", type=int, default=1, help="slices of that shape")
     parser.add_argument("--restarts", type=int, default=10, help="of a run that crashed; stopped ones always go on")
     parser.add_argument("--cache", metavar="DIR", help="compiled programs, shared by all workers: a folder or gs://...")
-    parser.add_argument("--datasets", metavar="gs://...", help="copied to datasets/ on every TPU worker before the run")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="one more variable")
     interpreter = sys.executable if target == "local" else "python3"
     parser.add_argument("--python", default=interpreter, help=f"interpreter that runs the training: {interpreter}")
@@ -93,7 +93,7 @@ def make_job(arguments: argparse.Namespace) -> Job:
         restarts=arguments.restarts,
         commit=code_commit(),
         python=arguments.python,
-        datasets=arguments.datasets,
+        datasets=getattr(arguments, "datasets", None),
     )
 
 
@@ -178,7 +178,8 @@ def run(argv: Sequence[str]) -> int:
         codes[job.name] = run_job(job, arguments, folder)
         if arguments.dry_run:
             continue
-        if codes[job.name] == 0 and arguments.target in ("local", "tpu-vm"):  # elsewhere 0 says: submitted
+        ended = arguments.target in ("local", "tpu-vm") and getattr(arguments, "action", "start") != "stop"
+        if codes[job.name] == 0 and ended:  # elsewhere 0 says that it was submitted, or stopped
             folder.mkdir(parents=True, exist_ok=True)
             done.touch()
         if codes[job.name] == STOPPED and arguments.target == "local":

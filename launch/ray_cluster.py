@@ -14,12 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.gke import yaml_lines
+from launch.gke import MOUNT, yaml_lines
 from launch.steps import Command, File, Step, Together, execute, script
 
 PORT = 6379  # Ray's own default
 RAY = "ray[default]>=2.40"
-MOUNT = "/data"  # where the pods see the volume
 
 # Worker addresses and numbers stand in the TPU VM's metadata. Source: jax, _src/clusters/cloud_tpu_cluster.py.
 TPU_WORKER = """\

@@ -55,6 +55,7 @@ def add_queue_arguments(parser: ArgumentParser) -> None:
 def _add_place(parser: ArgumentParser) -> None:
     parser.add_argument("--zone", required=True, help="zone of the TPU")
     parser.add_argument("--project", help="Google Cloud project; default: gcloud's own")
+    parser.add_argument("--datasets", metavar="gs://...", help="copied to datasets/ on every worker before the run")
 
 
 def vm_steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:

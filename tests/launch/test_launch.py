@@ -32,8 +32,10 @@ TARGETS = {
         "--slices", "2", "--cache", "gs://b/cache", "checkpoint.path=gs://b/c",
     ],
     "slurm": ["slurm", "--machine", "h100:16", "--partition", "gpu", "--setup", "source .venv/bin/activate"],
-    "gke": ["gke", "--machine", "v5p:4x4x4", "--slices", "2", "--image", "registry/sluice:1"],
-    "gke-gpu": ["gke", "--machine", "h100:16", "--image", "registry/sluice:1", "--ready", "--spot"],
+    "gke": ["gke", "--machine", "v5p:4x4x4", "--slices", "2", "--image", "registry/sluice:1",
+            "checkpoint.path=gs://b/c"],
+    "gke-gpu": ["gke", "--machine", "h100:16", "--image", "registry/sluice:1", "--ready", "--spot", "--volume", "claim",
+                "run_dir=/data/runs/1b"],
 }  # fmt: skip
 
 
@@ -208,6 +210,46 @@ for i in $(seq 200); do sleep 0.1; done
     assert (folder / "exit_code").read_text() == "75\n"
 
 
+def test_a_worker_that_is_stopped_between_two_runs_starts_no_other(stand_ins: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLUICE_RESTART_SECONDS", "2")
+    folder = stand_ins / "worker"
+    (folder / "venv" / "bin").mkdir(parents=True)
+    python = folder / "venv" / "bin" / "python3"
+    python.write_text('#!/bin/bash\necho run >> "$STAND_IN/runs"\nexit 75\n')
+    python.chmod(0o755)
+    (folder / "worker.sh").write_text(worker_script(Job(name="one", config="c.py", machine=parse_machine("v5e:4x4"))))
+    pack(ROOT, folder / "code.tar.gz")
+    started = subprocess.Popen(["bash", str(folder / "worker.sh"), "start"], stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            if "starting it again" in (folder / "worker.log").read_text() if (folder / "worker.log").exists() else "":
+                break
+            subprocess.run(["sleep", "0.1"])
+        subprocess.run(["bash", str(folder / "worker.sh"), "stop"], check=True)
+        assert started.wait(timeout=20) == 75
+    finally:
+        started.kill()
+    assert (stand_ins / "runs").read_text() == "run\n"
+
+
+@pytest.mark.parametrize(("action", "marked"), [("start", True), ("follow", True), ("stop", False)])
+def test_a_sweep_that_is_stopped_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, marked: bool
+):
+    monkeypatch.setattr(launch_main, "run_job", lambda *_: 0)
+    (tmp_path / "sweep.txt").write_text("train.seed=1\n")
+    sweep = ["--sweep", str(tmp_path / "sweep.txt"), "--files", str(tmp_path / "files"), "--action", action]
+    assert launch_main.run([*TARGETS["tpu-vm"], *COMMON, *sweep]) == 0
+    assert bool(list((tmp_path / "files").glob("*/done"))) == marked
+
+
+@pytest.mark.parametrize("target", ["local", "slurm", "gke", "gke-gpu"])
+def test_datasets_are_copied_to_tpu_workers_alone(target: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        launch_main.run([*TARGETS[target], *COMMON, "--datasets", "gs://b/d", "--dry-run"])
+    assert "unrecognized arguments: --datasets" in capsys.readouterr().err
+
+
 def test_sbatch_gets_a_script_that_queues_itself_again(stand_ins: Path, monkeypatch: pytest.MonkeyPatch):
     files = stand_ins / "slurm files"
     arguments = ["slurm", "--machine", "h100:16", *COMMON, *OVERRIDES, "--files", str(files)]
@@ -238,7 +280,7 @@ def test_kubectl_gets_a_jobset_with_the_overrides_intact(stand_ins: Path):
     (slices,) = jobset["spec"]["replicatedJobs"]
     pod = slices["template"]["spec"]["template"]["spec"]
     assert slices["replicas"] == 2 and slices["template"]["spec"]["completions"] == 16
-    assert pod["containers"][0]["command"] == TRAINING
+    assert pod["containers"][0]["command"] == [*TRAINING[:5], "checkpoint.path=gs://b/c", *OVERRIDES]
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x4"
     assert {"name": "NOTE", "value": "two words"} in pod["containers"][0]["env"]
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 10
@@ -327,6 +369,9 @@ def test_machines_have_the_clouds_names():
         (["tpu-vm", "--tpu", "t", "--zone", "z", "--machine", "v6e:4x4", *COMMON], "add checkpoint"),
         (["queued-resource", "--bucket", "b", "--zone", "z", "--machine", "v6e:4x4", *COMMON], "expected gs://"),
         (["slurm", "--machine", "h100:8", *COMMON, "--sweep", "none.txt"], "there is no such file"),
+        (["gke", "--image", "i", "--machine", "h100:8", *COMMON], "add checkpoint"),
+        (["gke", "--image", "i", "--machine", "h100:8", *COMMON, "run_dir=/data/x"], "would be on a pod's own disk"),
+        (["gke", "--image", "i", "--machine", "h100:8", "--volume", "v", *COMMON, "run_dir=/x"], "on a pod's own disk"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_in_one_line(arguments: list[str], words: str):
