@@ -52,6 +52,11 @@ def get_config() -> Config:
         train=TrainConfig(num_steps=20, log_every=1, vocab_chunk=8192),
         checkpoint=CheckpointConfig(every_steps=20, keep=1),
         evaluation=EvaluationConfig(
-            every_steps=10, max_bytes=8_192, max_final_bytes=8_192, prompts=("The ", "Το "), sample_tokens=24
+            every_steps=10,
+            at_start=True,
+            max_bytes=8_192,
+            max_final_bytes=8_192,
+            prompts=("The ", "Το "),
+            sample_tokens=24,
         ),
     )

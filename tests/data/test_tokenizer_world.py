@@ -76,7 +76,6 @@ def test_exports_agree_on_tricky_strings_in_60_languages(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_every_sentence_and_file_comes_back(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     texts = [text for part in skewed().values() for text in part] + [document.text for document in stdlib_documents()]
@@ -97,7 +96,6 @@ def smollm2(folder: Path) -> Tokenizer:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_balanced_sample_lowers_the_worst_premium(
     shards: list[Path], tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,7 +107,6 @@ def test_a_larger_vocabulary_needs_such_a_tokenizer(smollm2: tuple[TextTokenizer
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_smollm2_learns_a_script_and_keeps_english(
     smollm2: tuple[TextTokenizer, TextTokenizer, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
