@@ -6,7 +6,7 @@ the next step decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from data.augment.gates import Gates, Traits
@@ -14,7 +14,7 @@ from data.augment.plan import LINEAGE, Dose
 from data.augment.technique import Request, Rewriter
 from data.document import Document, Drop, Dropped
 
-VERSION = 1
+VERSION = 2
 STEP = "augment"
 PASSED = ""
 TURNS = "num_turns"  # the meta key that dialogue sources set
@@ -48,10 +48,28 @@ def families(documents: Iterator[Document], dose: Dose, limit: int) -> Iterator[
         yield waiting
 
 
+Drawn = Callable[[int], Mapping[str, str]]
+
+
+def nothing_drawn(seed: int) -> Mapping[str, str]:
+    """Of a technique whose settings leave no choice."""
+    return {}
+
+
 def attempt(
-    group: Sequence[Family], rewriter: Rewriter, gates: Gates, *, technique: str, model: str, longest: int
+    group: Sequence[Family],
+    rewriter: Rewriter,
+    gates: Gates,
+    *,
+    technique: str,
+    model: str,
+    longest: int,
+    drawn: Drawn = nothing_drawn,
 ) -> list[Dropped]:
-    """Every attempt of some families, in order. longest: characters of a text that is handed to the technique."""
+    """Every attempt of some families, in order. longest: characters of a text that is handed to the technique.
+
+    drawn: what a seed picks among the technique's settings, for the lineage.
+    """
     traits = [Traits(family.parent.text, family.parent.scores.get("language")) for family in group]
     asked: list[tuple[int, Request]] = []
     for place, (family, of_parent) in enumerate(zip(group, traits)):
@@ -64,6 +82,7 @@ def attempt(
         siblings = [Traits(relative.text) for relative in family.relatives]
         for copy, seed in family.seeds:
             lineage = {"parent": family.parent.id, "technique": technique, "model": model, "seed": seed, "copy": copy}
+            lineage |= drawn(seed)
             if not family.parent.text.strip():
                 result: str | Drop = Drop("empty_text")
             elif len(family.parent.text) > longest:

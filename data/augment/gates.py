@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from data.augment.technique import names, numbers, words
+from data.augment.facts import changed_numbers, names, numbers, openers
+from data.augment.technique import WORD, words
 from data.clean.language import Language
 from data.document import Drop
 from data.features import Words
 
-VERSION = 1
+VERSION = 2
 STEM = 6  # letters of a word that count for the cosine: endings differ, stems do not
 LEAST_FOR_LANGUAGE = 60  # characters; on less the detector guesses
 _LOOP_WORDS = 5  # words of a sequence whose repetition is a loop
@@ -41,7 +42,8 @@ _DEBRIS = re.compile(
 class Gates:
     """length_ratio: least and most characters of a copy for each of its parent's. similarity: least and most.
 
-    language, numbers, names: whether they must be those of the parent; a number or name that is new counts as changed.
+    language, numbers, names: whether they must be those of the parent; a number or name that is new counts as changed,
+    and so does a number that occurs more or less often.
     max_loops: by how much the share of characters in repeated five-word sequences may exceed the parent's.
     """
 
@@ -69,7 +71,7 @@ class Gates:
         debris = new_debris(parent, copy)
         if debris is not None:
             return Drop("debris", debris)
-        if self.numbers and (changed := difference(parent.numbers, copy.numbers)):
+        if self.numbers and (changed := shown(*changed_numbers(parent.numbers, copy.numbers))):
             return Drop("numbers_changed", changed)
         if self.names and (changed := changed_names(parent, copy)):
             return Drop("names_changed", changed)
@@ -114,7 +116,16 @@ class Traits:
         return names(self.text)
 
     @cached_property
-    def numbers(self) -> set[str]:
+    def openers(self) -> set[str]:
+        return openers(self.text)
+
+    @cached_property
+    def small_stems(self) -> set[str]:
+        """Of the words that are written in small letters."""
+        return {word[:STEM] for word in WORD.findall(self.text) if word.islower()}
+
+    @cached_property
+    def numbers(self) -> Counter[str]:
         return numbers(self.text)
 
     @cached_property
@@ -142,20 +153,27 @@ def similarity(one: Traits, other: Traits) -> float:
     return (cosine + shared / (len(one.triples) + len(other.triples) - shared)) / 2
 
 
-def difference(before: set[str], after: set[str]) -> str:
+def shown(gone: Iterable[str], new: Iterable[str]) -> str:
     """What went and what came, such as "-1984 +1948"; empty where nothing did."""
-    if before == after:
-        return ""
-    gone, new = sorted(before - after), sorted(after - before)
+    gone, new = sorted(gone), sorted(new)
     return " ".join([*(f"-{item}" for item in gone[:4]), *(f"+{item}" for item in new[:4])])
 
 
 def changed_names(parent: Traits, copy: Traits) -> str:
-    """Names of the parent that are gone, and names that no word of the parent accounts for."""
-    spelled, known = set(copy.words), set(parent.words)
-    gone = {name for name in parent.names - copy.names if name.lower() not in spelled}
-    new = {name for name in copy.names - parent.names if name.lower() not in known}
-    return difference(gone, new)
+    """Names of the parent that are gone, and names that no word of the parent accounts for.
+
+    In English the first word of a sentence counts too, unless one of the texts has its stem in small letters.
+    """
+    spelled, known = ({*t.words, *(name.lower() for name in t.names | t.openers)} for t in (copy, parent))
+    gone = {name for name in parent.names if name.lower() not in spelled}
+    new = {name for name in copy.names if name.lower() not in known}
+    first = {name for name in parent.openers if name.lower() not in spelled}
+    other = {name for name in copy.openers if name.lower() not in known}
+    if (first or other) and parent.language.startswith("en"):
+        small = parent.small_stems | copy.small_stems
+        gone |= {name for name in first if name.lower()[:STEM] not in small}
+        new |= {name for name in other if name.lower()[:STEM] not in small}
+    return shown(gone, new)
 
 
 def new_debris(parent: Traits, copy: Traits) -> str | None:

@@ -2,12 +2,13 @@
 
 Maini et al. 2024 (arXiv 2401.16380, appendix A): the same content told simply, like an encyclopaedia, or as questions
 and answers; the wording of the prompts here is our own. Long documents go in parts of whole paragraphs; lists, tables
-and code stay as they are. The model is a `Generator`, such as `models.specs.CheckpointGenerator(chat=True)`. Greedy
-decoding (its default) makes a copy a function of its text; a generator that samples numbers the prompts of a chunk.
+and code stay as they are. The model is a `Generator`, such as `models.specs.CheckpointGenerator(chat=True)`. A copy is
+a function of document, settings and seed whether it decodes greedily or draws: every prompt brings a seed of its own.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from data.augment.gates import Gates
 from data.augment.sentences import is_prose, paragraphs
-from data.augment.technique import Request, chance, other_language
+from data.augment.technique import Request, chance, derive, other_language
 from data.document import Drop
 
-VERSION = 1
+VERSION = 2
+CHARACTERS_A_TOKEN = 4.0  # of English with vocabularies of 32,000 pieces and more
 Style = Literal["simple", "encyclopaedic", "question_answer", "instruction"]
 _KEEP = "Keep every fact, name and number. Answer with the text alone.\n\n{text}"
 PROMPTS: dict[str, str] = {
@@ -40,7 +42,11 @@ _PREAMBLE = re.compile(
 
 
 class Generator(Protocol):
-    """A language model that answers prompts."""
+    """A language model that answers prompts.
+
+    One that draws its tokens, or that stops at some length, has `answers(prompts, seeds)` too, and is asked by that:
+    what it draws for a prompt depends on the prompt and its seed, and None stands for an answer that was cut.
+    """
 
     def generate(self, prompts: Sequence[str]) -> list[str]:
         """The answer to each prompt, in order."""
@@ -75,6 +81,21 @@ class Paraphrase:
         unknown = [style for style in self.styles if style not in PROMPTS]
         if unknown or not self.styles:
             raise ValueError(f"Paraphrase: styles {self.styles}: expected some of {', '.join(PROMPTS)}")
+        limit = getattr(self.generator, "max_new_tokens", None)
+        needed = math.ceil(self.longest_part / CHARACTERS_A_TOKEN)
+        if limit is not None and limit < needed:
+            raise ValueError(
+                f"Paraphrase: the generator stops after {limit} tokens, but longest_part={self.longest_part} "
+                f"characters are about {needed}: give it DecodeConfig(max_new_tokens={2 * needed})"
+            )
+
+    def style(self, seed: int) -> Style:
+        """The style that a copy's seed picks."""
+        return chance(seed).choice(self.styles)
+
+    def drawn(self, seed: int) -> dict[str, str]:
+        """As `Technique` says."""
+        return {"style": self.style(seed)}
 
     @property
     def model(self) -> str:
@@ -97,9 +118,18 @@ class Paraphraser:
 
     def __call__(self, requests: Sequence[Request]) -> list[str | Drop]:
         prompts: list[str] = []
-        plans = [self._plan(request, prompts) for request in requests]
-        answers = [clean_answer(answer) for answer in self.generator.generate(prompts)] if prompts else []
+        seeds: list[int] = []
+        plans = []
+        for request in requests:
+            plans.append(self._plan(request, prompts))
+            seeds += [derive(request.seed, "part", part) for part in range(len(prompts) - len(seeds))]
+        answers = self._ask(prompts, seeds) if prompts else []
+        answers = [None if answer is None else clean_answer(answer) for answer in answers]
         return [plan if isinstance(plan, Drop) else _told_again(plan, answers) for plan in plans]
+
+    def _ask(self, prompts: list[str], seeds: list[int]) -> list[str | None]:
+        answers = getattr(self.generator, "answers", None)
+        return answers(prompts, seeds) if answers else self.generator.generate(prompts)
 
     def _plan(self, request: Request, prompts: list[str]) -> list[str | int] | Drop:
         """Pieces that stay, and the numbers of prompts whose answers stand between them."""
@@ -107,7 +137,7 @@ class Paraphraser:
             return Drop("empty_text")
         if self.config.language is not None and (refused := other_language(request, self.config.language)):
             return refused
-        style = chance(request.seed).choice(self.config.styles)
+        style = self.config.style(request.seed)
         plan: list[str | int] = []
         new: list[str] = []
         for text, space, prose in self._parts(request.text):
@@ -145,8 +175,13 @@ def clean_answer(answer: str) -> str:
     return text
 
 
-def _told_again(plan: list[str | int], answers: list[str]) -> str | Drop:
-    texts = [part if isinstance(part, str) else answers[part] for part in plan]
-    if any(not text for part, text in zip(plan, texts) if isinstance(part, int)):
-        return Drop("empty_output")
+def _told_again(plan: list[str | int], answers: list[str | None]) -> str | Drop:
+    texts: list[str] = []
+    for part in plan:
+        text = part if isinstance(part, str) else answers[part]
+        if text is None:
+            return Drop("answer_cut")
+        if isinstance(part, int) and not text:
+            return Drop("empty_output")
+        texts.append(text)
     return "".join(texts)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm import tqdm
 
-from data.augment.attempts import PASSED, STEP, attempt, families
+from data.augment.attempts import PASSED, STEP, Family, attempt, families, nothing_drawn
 from data.augment.gates import Gates
 from data.augment.plan import (
     LINEAGE,
@@ -45,9 +45,9 @@ from data.keys import library_versions
 from data.stage import Counts, done_counts, mark_done, shard_name
 from data.tables import open_documents, open_dropped, read_documents, read_dropped, write_dropped
 
-VERSION = 1
+VERSION = 2
 CODE_MODULES = (
-    *(f"data.augment.{name}" for name in ("attempts", "gates", "plan", "sentences", "stage", "technique")),
+    *(f"data.augment.{name}" for name in ("attempts", "facts", "gates", "plan", "sentences", "stage", "technique")),
     *(
         f"data.augment.{name}"
         for name in ("masked", "paraphrase", "reorder", "synonyms", "tagger", "translate", "wordnet")
@@ -139,53 +139,65 @@ class Augment:
         if not self.technique.in_driver:
             engine.map_shards(work, tasks, label=f"{label}, {tokens:,} tokens", documents=_first)
             return
-        if not number:
-            for task in tasks:
-                work(task, rewriter=_nothing)
-            return
-        rewriter: Rewriter | None = None
-        with tqdm(total=tokens, desc=label, unit=" tokens", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
-            for task in tasks:
-                if not _shard_done(scratch, task[1]):
-                    rewriter = rewriter or self.technique.build()
-                    work(task, rewriter=rewriter, progress=bar.update)
+        todo = [task for task in tasks if not _shard_done(scratch, task[1])]
+        build = self.technique.build if number else _build_nothing
+        engine.map_with(build, work, todo, label=f"{label}, {tokens:,} tokens", documents=_first)
 
 
 def attempt_shard(
-    task: tuple[Path, int],
-    *,
-    stage: Augment,
-    limit: int,
-    scratch: Path,
-    rewriter: Rewriter | None = None,
-    progress: Any = None,
+    task: tuple[Path, int], rewriter: Rewriter | None = None, *, stage: Augment, limit: int, scratch: Path
 ) -> tuple[int, int]:
-    """Make a shard's attempts, `chunk` families a file; (attempts, files). Chunks that are there are left alone."""
+    """Make a shard's attempts, `chunk` families a file; (attempts, files). Chunks that are there are left alone.
+
+    rewriter: of a technique that needs a model; a rule's is built here.
+    """
     path, index = task
     folder = scratch / "attempts" / f"{index:05d}"
     folder.mkdir(parents=True, exist_ok=True)
     if _shard_done(scratch, index):
         return 0, 0
-    rewriter = rewriter or stage.technique.build()
-    gates = stage.gates or getattr(stage.technique, "gates", None) or Gates()
     waiting = families(read_documents(path), stage.dose, limit)
+    files = 0
+    with _token_bar(scratch, path, index, limit, shown=rewriter is not None) as bar:
+        while group := list(islice(waiting, stage.chunk)):
+            file = folder / shard_name(files)
+            if not file.exists():
+                rewriter = rewriter or stage.technique.build()
+                write_dropped(file, _attempts_of(group, rewriter, stage))
+            files += 1
+            bar.update(sum(tokens_of(family.parent.text) * len(family.seeds) for family in group))
     rows: list[tuple[int, int, int]] = []
-    number = 0
-    while group := list(islice(waiting, stage.chunk)):
-        file = folder / shard_name(number)
-        if not file.exists():
-            technique, model = stage.technique.name, stage.technique.model
-            made = attempt(group, rewriter, gates, technique=technique, model=model, longest=stage.longest)
-            write_dropped(file, made)
-        number += 1
-        if progress is not None:
-            progress(sum(tokens_of(family.parent.text) * len(family.seeds) for family in group))
     for row in _attempts(scratch, index):
         if row.drop.reason == PASSED:
             text = row.document.text
             rows.append((content_key(text), row.document.meta[LINEAGE]["seed"], tokens_of(text)))
     save_arrays(scratch / "passed" / f"{index:05d}.npz", rows=uint64(rows).reshape(-1, 3))
-    return len(rows), number
+    return len(rows), files
+
+
+def _attempts_of(group: Sequence[Family], rewriter: Rewriter, stage: Augment) -> list[Dropped]:
+    technique = stage.technique
+    return attempt(
+        group,
+        rewriter,
+        stage.gates or getattr(technique, "gates", None) or Gates(),
+        technique=technique.name,
+        model=technique.model,
+        longest=stage.longest,
+        drawn=getattr(technique, "drawn", nothing_drawn),
+    )
+
+
+def _token_bar(scratch: Path, path: Path, index: int, limit: int, *, shown: bool) -> Any:
+    """Tokens a second and the time left of one shard, on a terminal."""
+    planned = load_arrays(scratch / "survey" / f"{index:05d}.npz")["attempts"]
+    tokens = int(planned[below(planned[:, 0], limit), 1].sum())
+    options = {"unit": " tokens", "unit_scale": True, "dynamic_ncols": True, "leave": False}
+    return tqdm(total=tokens, desc=path.stem, disable=None if shown else True, **options)
+
+
+def _build_nothing() -> Rewriter:
+    return _nothing
 
 
 def _nothing(requests: Sequence[Any]) -> list[str | Drop]:

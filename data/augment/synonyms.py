@@ -6,6 +6,7 @@ Names, numbers, stop words, capitalised words and words of more than one usual s
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,12 @@ from data.augment.wordnet import Synonyms as Table
 from data.augment.wordnet import files_key, load_omw, load_wordnet
 from data.document import Drop
 
-VERSION = 1
+VERSION = 2
+# Articles and the like that change before a vowel: of English, French, Italian, Catalan.
+_BEFORE_VOWELS = frozenset(
+    ["a", "an", "ce", "cet", "de", "del", "della", "du", "el", "il", "la", "le", "lo", "un", "una"]
+)
+_BEFORE_VOWELS |= frozenset(["al", "alla", "au", "che", "di", "je", "ma", "ne", "que", "sa", "se", "ta", "uno"])
 _PARTS = {"NOUN": "n", "VERB": "v", "ADJ": "a", "ADV": "r"}
 # Words that WordNet has in some sense and that stand for another thing in most sentences.
 _STOP = frozenset(
@@ -306,8 +312,8 @@ class SynonymRewriter:
             ):
                 continue
             choices = self._english(word, tags[index]) if english else self._other(word)
-            if index and found[index - 1][1].lower() in ("a", "an"):
-                choices = tuple(choice for choice in choices if (choice[0] in "aeiou") == (word[0] in "aeiou"))
+            if index and found[index - 1][1].lower() in _BEFORE_VOWELS:
+                choices = tuple(choice for choice in choices if _onset(choice) == _onset(word))
             if choices:
                 places.append((start, word, choices))
         return places
@@ -358,6 +364,12 @@ class SynonymRewriter:
     def _other(self, word: str) -> tuple[str, ...]:
         parts = [part for part in _PARTS.values() if (word, part) in self.table]
         return self.table[word, parts[0]] if len(parts) == 1 else ()
+
+
+def _onset(word: str) -> str:
+    """What an article in front goes by. Letters that are a vowel in some words alone are a kind of their own."""
+    letter = unicodedata.normalize("NFD", word[0])[0]
+    return letter if letter in "huy" else "vowel" if letter in "aeio" else "consonant"
 
 
 def _glued(text: str, end: int) -> bool:

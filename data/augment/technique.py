@@ -1,4 +1,4 @@
-"""What every augmentation technique has in common: a request, the answer, and how words, names and numbers are found.
+"""What every augmentation technique has in common: a request, the answer, and how words are found.
 
 A technique is a frozen dataclass, a value in `Augment(technique=...)`. It loads what it needs in `build()`, which is
 called where the work is done, and is then a function from requests to texts. The answer to a request depends on that
@@ -19,7 +19,6 @@ from data.document import Drop
 
 VERSION = 1
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*")
 _STARTS = frozenset(".!?:;\"“”'‘’«([{*#>|•–—-\n")  # what may stand before the first word of a sentence, spaces apart
 
 
@@ -49,6 +48,7 @@ class Technique(Protocol):
 
     name: as lineage and reports call it. in_driver: True where it runs a model or a program, so that it is built once,
     in the driver, and never in pool workers. libraries: distributions whose versions shape what it writes.
+    It may have `drawn(seed) -> {name: value}`: what a seed draws among its settings (a style), for the lineage.
     """
 
     name: ClassVar[str]
@@ -96,28 +96,6 @@ def starts_sentence(text: str, start: int) -> bool:
     return place < 0 or text[place] in _STARTS
 
 
-def names(text: str) -> set[str]:
-    """Words that are written with a capital inside a sentence, or hold two: names, places, acronyms."""
-    found = set()
-    for match in WORD.finditer(text):
-        word = match.group()
-        if word[0].isupper() and word != "I" and not word.startswith(("I'", "I’")):
-            several = len(word) > 1 and any(letter.isupper() for letter in word[1:])
-            if several or not starts_sentence(text, match.start()):
-                found.add(_bare(word))
-    return found
-
-
-def numbers(text: str) -> set[str]:
-    """Numbers in digits, without the commas between thousands."""
-    return {match.group().replace(",", "") for match in NUMBER.finditer(text)}
-
-
 def words(text: str) -> list[str]:
     """The words of a text in small letters."""
     return [word.lower() for word in WORD.findall(text)]
-
-
-def _bare(word: str) -> str:
-    """A name without the ending of a possessive."""
-    return word[:-2] if word.endswith(("'s", "’s")) else word

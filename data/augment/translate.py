@@ -22,7 +22,7 @@ from data.augment.sentences import is_prose, paragraphs, sentences
 from data.augment.technique import Request, chance, other_language
 from data.document import Drop
 
-VERSION = 1
+VERSION = 2
 
 
 class Translator(Protocol):
@@ -78,7 +78,15 @@ class BackTranslation:
 
     @property
     def model(self) -> str:
-        return "; ".join(" ".join([route[0].source, *(step.target for step in route)]) for route in self.routes)
+        return "; ".join(_route_name(route) for route in self.routes)
+
+    def route(self, seed: int) -> int:
+        """The number of the route that a copy's seed picks."""
+        return chance(seed).randrange(len(self.routes))
+
+    def drawn(self, seed: int) -> dict[str, str]:
+        """As `Technique` says."""
+        return {"route": _route_name(self.routes[self.route(seed)])} if len(self.routes) > 1 else {}
 
     def inputs_key(self) -> Any:
         keys = [getattr(step, "inputs_key", None) for route in self.routes for step in route]
@@ -127,7 +135,7 @@ class BackTranslator:
         refused = other_language(request, language)
         if refused is not None:
             return refused
-        route = chance(request.seed).randrange(len(self.routes))
+        route = self.config.route(request.seed)
         parts: list[str | int] = []
         wanted: list[str] = []
         for paragraph in paragraphs(request.text):
@@ -147,6 +155,12 @@ class BackTranslator:
             return Drop("nothing_to_translate")
         found[route] += wanted
         return _Plan(parts, route)
+
+
+def _route_name(route: Route) -> str:
+    """Languages and what translates between them: "en eo en (apertium -u en-eo, apertium -u eo-en)"."""
+    steps = [str(getattr(step, "model", None) or getattr(step, "checkpoint", type(step).__name__)) for step in route]
+    return f"{' '.join([route[0].source, *(step.target for step in route)])} ({', '.join(steps)})"
 
 
 def _through(translator: Translator, texts: list[str]) -> list[str]:
@@ -175,6 +189,11 @@ class Command:
     command: tuple[str, ...]
     lines: int = 2000
     seconds: float = 600.0
+
+    @property
+    def model(self) -> str:
+        """What translates, for the lineage."""
+        return " ".join(self.command)
 
     @property
     def program(self) -> str:

@@ -62,6 +62,7 @@ def test_every_copy_says_where_it_comes_from_and_stands_behind_its_parent(datase
             parent = document
             continue
         assert lineage["parent"] == parent.id and lineage["technique"] in ("reorder", "paraphrase")
+        assert (lineage["technique"] == "paraphrase") == (lineage.get("style") in ("simple", "encyclopaedic"))
         assert document.source == parent.source and document.meta["group"] == parent.meta["group"]
         assert 0.3 <= document.scores["similarity"] <= 0.98 and document.text != parent.text
         again = attempt_again(parent, lineage)

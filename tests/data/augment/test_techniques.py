@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from data.augment.facts import names, numbers
 from data.augment.gates import Gates, Traits
 from data.augment.masked import MaskedReplacement
 from data.augment.paraphrase import Paraphrase, clean_answer
@@ -17,7 +18,7 @@ from data.augment.reorder import Reorder
 from data.augment.sentences import joined, paragraphs, sentences
 from data.augment.synonyms import Synonyms
 from data.augment.tagger import load_tagger
-from data.augment.technique import Request, names, numbers
+from data.augment.technique import Request
 from data.augment.translate import BackTranslation, Command
 from data.augment.wordnet import load_omw, load_wordnet
 from data.document import Drop
@@ -132,7 +133,9 @@ def test_other_languages_come_from_the_open_multilingual_wordnet(tmp_path):
     )
     assert dict(load_omw(str(file))) == {("voiture", "n"): ("automobile",), ("automobile", "n"): ("voiture",)}
     rewriter = Synonyms(wordnet=str(file), language="fr", tagger=None).build()
-    assert rewriter.rewrite(Request("La voiture est grande.", 0, "fr")) == "La automobile est grande."
+    assert rewriter.rewrite(Request("Une grande voiture passe.", 0, "fr")) == "Une grande automobile passe."
+    for article in ("La", "la", "Sa"):
+        assert rewriter.rewrite(Request(f"{article} voiture est grande.", 0, "fr")) == Drop("no_synonyms")
     assert rewriter.rewrite(Request("The car.", 0, "en")) == Drop("wrong_language", "en", "fr")
 
 
@@ -191,6 +194,11 @@ def test_a_model_that_gives_nothing_is_a_counted_rejection():
 
     (answer,) = Paraphrase(generator=Silent()).build()([Request(prose(1), 0)])
     assert answer == Drop("empty_output")
+    spec = Paraphrase(generator=Shouting(), styles=("simple", "encyclopaedic", "instruction"))
+    assert {spec.drawn(seed)["style"] for seed in range(20)} == set(spec.styles)
+    assert BackTranslation(routes=((Command(source="en", target="en", command=("cat", "-u")),),)).model == (
+        "en en (cat -u)"
+    )
     (answer,) = Paraphrase(generator=Silent(), longest_part=50).build()([Request(prose(1), 0)])
     assert answer.reason == "paragraph_too_long"
 
@@ -215,6 +223,26 @@ def test_a_model_that_gives_nothing_is_a_counted_rejection():
         BackTranslation(routes=((Spec("en", "fr"), Spec("de", "en")),))
     with pytest.raises(ValueError, match="must lead back to 'en'"):
         BackTranslation(routes=((Spec("en", "fr"),),))
+
+
+def test_every_prompt_brings_its_own_seed_and_an_answer_that_was_cut_is_a_rejection():
+    class Drawing:
+        """Answers with the seed; those of long prompts are cut."""
+
+        max_new_tokens = 100
+
+        def answers(self, prompts, seeds):
+            return [None if "Cut" in prompt else f"seed {seed}" for prompt, seed in zip(prompts, seeds, strict=True)]
+
+    rewriter = Paraphrase(generator=Drawing(), longest_part=400).build()
+    two, one = "\n\n".join(["It is a long way. " * 20] * 2), "It is a short way."
+    together = rewriter([Request(two, 1), Request(one, 2), Request("", 3), Request(f"{two}\n\nCut.", 4)])
+    alone = [rewriter([Request(text, seed)])[0] for text, seed in ((two, 1), (one, 2))]
+    assert together[:2] == alone, "the prompts beside it change nothing"
+    assert len({*together[0].split("\n\n"), together[1]}) == 3
+    assert together[2:] == [Drop("empty_text"), Drop("answer_cut")]
+    with pytest.raises(ValueError, match=r"stops after 100 tokens, but longest_part=1500 .*max_new_tokens=750"):
+        Paraphrase(generator=Drawing())
 
 
 def test_a_program_translates_line_by_line_and_its_faults_are_one_line():
