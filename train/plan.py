@@ -56,10 +56,10 @@ def describe_run(config: Config, mesh: Mesh | AbstractMesh) -> AbstractRun:
     """The same step that `train/loop.py` runs, on a mesh whose devices need not exist.
 
     Raises:
-      ValueError: the mesh does not divide the model or the batch.
+      ValueError: the mesh does not divide the model, the batch or the sequence.
     """
     options, loader = config.train, config.loader
-    check_mesh(config.model, mesh, loader.global_batch_size // options.grad_accum_steps)
+    check_mesh(config.model, mesh, loader.global_batch_size // options.grad_accum_steps, loader.seq_len)
     graphdef, axes, placements = describe_model(config.model, mesh, config.tuning)
     tx = make_optimizer(config.optimizer, axes)
     schedule = make_schedule(config.schedule, options.num_steps)
@@ -79,12 +79,17 @@ def describe_run(config: Config, mesh: Mesh | AbstractMesh) -> AbstractRun:
         options,
         shardings=shardings_of(state),
         batch_sharding=rows,
-        dropout=config.lora is not None and config.lora.dropout > 0,
+        dropout=draws_for_rows(config),
     )
     shape = (loader.global_batch_size, loader.seq_len)
     dtypes = dict.fromkeys(("inputs", "targets", "segment_ids", "positions"), jnp.int32) | {"loss_weights": jnp.float32}
     batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, dtype in dtypes.items()}
     return AbstractRun(train_step=train_step, state=state, batch=batch)
+
+
+def draws_for_rows(config: Config) -> bool:
+    """Whether the step makes a key for every row: its objective draws (masks), or its adapters have dropout."""
+    return config.objective.draws or (config.lora is not None and config.lora.dropout > 0)
 
 
 def dry_run(config: Config, topology: str | None = None, auto_fit: str | None = None) -> None:

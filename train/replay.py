@@ -24,6 +24,8 @@ import numpy as np
 from data.build import document_shards
 from data.loader import Loader, RowInfo, open_loader, row_ranges
 from data.tables import read_documents
+from models.encoder import EncoderConfig
+from models.extend import load_extended
 from models.sharding import MeshConfig, batch_sharding, make_mesh
 from train.checkpoint import Checkpoints
 from train.config import Config
@@ -63,13 +65,17 @@ def replay(run_dir: Path, step: int, *, dataset: Path | None = None, mesh: MeshC
     """Makes batch number `step` - 1 of a run again and its loss, on this machine.
 
     dataset: where it lies now, if not where the run had it. mesh: None: one device. The batch does not depend on it.
-    Errors: ValueError for a step that the run has not done, or a folder that is no run.
+    Errors: ValueError for a step that the run has not done, a folder that is no run, or a run of an encoder.
     """
     if step < 1:
         raise ValueError(f"--step {step}: steps are counted from 1")
     part = part_of(run_dir, step)
     dataset = dataset or Path(read_about(run_dir)["dataset"])
     config = replace(part.as_config(dataset), mesh=mesh or MeshConfig())
+    if isinstance(config.model, EncoderConfig):
+        raise ValueError(
+            f"{run_dir} trained an encoder, whose loss is not one of next tokens: replay has no words for it"
+        )
     on_mesh = make_mesh(config.mesh, jax.devices()[: math.prod(astuple(config.mesh))])
     jax.set_mesh(on_mesh)
     loader = open_loader(dataset, config.loader)
@@ -102,20 +108,29 @@ def replay(run_dir: Path, step: int, *, dataset: Path | None = None, mesh: MeshC
 
 def state_before(run_dir: Path, config: Config, step: int, abstract: TrainState) -> tuple[int, TrainState]:
     """The newest state that the run kept from before `step`, and its step; 0 is the beginning, made again."""
-    if config.init_from or config.lora:
-        raise ValueError("replay makes the batch and the loss of runs that began with random weights, so far")
-    checkpoints = Checkpoints(run_dir, config.checkpoint, reading=True)
+    based = config.init_from is not None
+    checkpoints = Checkpoints(run_dir, config.checkpoint, adapters=config.lora is not None, base=based, reading=True)
+    if checkpoints.without_base:
+        raise ValueError(
+            f"the checkpoints of {run_dir} hold adapters alone, not the weights under them: replay needs a run with "
+            "checkpoint.base_weights=True"
+        )
     kept = [kept for kept in checkpoints.steps() if kept < step]
     if kept:
         return kept[0], checkpoints.restore(kept[0], abstract)
-    axes = describe_model(config.model, jax.tree.leaves(abstract)[0].sharding.mesh, config.tuning)[1]
+    mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+    axes = describe_model(config.model, mesh, config.tuning)[1]
     tx = make_optimizer(config.optimizer, axes)
 
-    def create() -> TrainState:
-        params = make_params(config.model, config.train.seed, config.tuning)
+    def create(params: Any = None) -> TrainState:
+        params = params or make_params(config.model, config.train.seed, config.tuning)
         return new_state(params, tx, with_ema=config.train.ema_decay is not None, axes=axes)
 
-    return 0, create_state(create, abstract)
+    if config.init_from is None:
+        return 0, create_state(create, abstract)
+    tokenizer, seed = run_dir / "tokenizer", config.train.seed
+    weights, _ = load_extended(config.init_from, config.model, mesh, config.tuning, tokenizer, seed=seed)
+    return 0, create_state(create, abstract, weights)
 
 
 def document_losses(

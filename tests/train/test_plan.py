@@ -69,6 +69,7 @@ def test_rematerialisation_and_accumulation_lower_the_activations():
         (("mesh.fsdp=60",), "fsdp=60 does not divide model.embed_dim=4096"),
         (("mesh.fsdp=8", "mesh.tensor=16"), "num_kv_heads=8"),
         (("mesh.fsdp=64", "loader.global_batch_size=100"), "batch of 100 rows"),
+        (("mesh.fsdp=8", "mesh.context=3"), "mesh.context=3 does not divide loader.seq_len=4096"),
     ],
 )
 def test_a_mesh_that_cannot_be_is_refused_before_anything_starts(overrides: tuple[str, ...], words: str):

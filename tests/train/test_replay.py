@@ -6,15 +6,27 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from data.build import build_dataset, document_shards
 from data.loader import open_loader
 from data.tables import read_documents
-from tests.train.tiny import losses, run_config, train_config, write_corpus
-from train.checkpoint import CheckpointConfig
+from models.checkpoints.save import save_hf
+from models.config import Attention, Embedding
+from models.encoder import EncoderConfig
+from models.lora import LoRA
+from models.sharding import MeshConfig, make_mesh
+from models.transformer import CausalLM
+from tests.train.tiny import losses, run_config, tiny_model, train_config, write_corpus
+from train.checkpoint import CheckpointConfig, Position
 from train.loop import train
-from train.replay import described, replay
+from train.masked import MaskedLM
+from train.optimizer import AdamW
+from train.plan import describe_run, draws_for_rows
+from train.replay import described, replay, state_before
+from train.run_folder import prepare_run_folder
 
+LLAMA = tiny_model(vocab_size=600, attention=Attention(), embedding=Embedding(tied=True))
 NOISE = " ".join("".join(random.Random(word).choices("qxzjkvwQXZJ#%&", k=9)) for word in range(12))
 
 
@@ -56,6 +68,50 @@ def test_a_planted_document_is_named_and_the_loss_is_the_logged_one(planted, tmp
         and NOISE[:60] in text
         and f"loader.skip=(({again.pieces[0].row}, {again.pieces[0].row + 1}),)" in text
     )
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    """What a run may begin from instead of random weights."""
+    folder = tmp_path_factory.mktemp("base")
+    save_hf(CausalLM(LLAMA, rngs=nnx.Rngs(3)), folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, LoRA(dropout=0.1)], ids=["whole model", "adapters"])
+def test_a_run_from_old_weights_is_made_again(corpus, base_folder, tmp_path, own_mesh, lora):
+    kept = CheckpointConfig(every_steps=4, keep=9, base_weights=True)
+    begin = {"model": LLAMA, "init_from": str(base_folder), "optimizer": AdamW(learning_rate=1e-2), "lora": lora}
+    config = run_config(
+        corpus, run_dir=str(tmp_path / "run"), train=train_config(num_steps=6), checkpoint=kept, **begin
+    )
+    assert train(config, corpus / "dataset") == 0
+    for number, before in ((2, 0), (6, 4)):  # from the base, and from a checkpoint
+        again = replay(tmp_path / "run", number)
+        assert again.before == before and again.loss.hex() == losses(tmp_path / "run")[number].hex()
+
+
+def test_runs_that_cannot_be_made_again_are_refused_in_one_line(corpus, tmp_path, own_mesh):
+    adapters = run_config(corpus, init_from="somewhere", lora=LoRA())
+    state = describe_run(run_config(corpus), make_mesh(MeshConfig())).state
+    with pytest.raises(ValueError, match=r"hold adapters alone.*checkpoint\.base_weights=True"):
+        state_before(tmp_path / "run", adapters, 2, state)
+    model = EncoderConfig(vocab_size=600, embed_dim=32, num_layers=1, num_heads=2, mlp_dim=48, mask_id=4)
+    encoder = run_config(corpus, run_dir=str(tmp_path / "run"), model=model, objective=MaskedLM())
+    prepare_run_folder(tmp_path / "run", encoder, corpus / "dataset", Position(step=0, row=0, tokens_per_row=1.0))
+    with pytest.raises(ValueError, match="trained an encoder"):
+        replay(tmp_path / "run", 1)
+
+
+def test_the_described_step_makes_keys_for_what_the_loop_makes_them_for(corpus):
+    """The loop takes the same function: masks that were drawn otherwise would be other masks."""
+    plain = run_config(corpus)
+    assert not draws_for_rows(plain)
+    assert draws_for_rows(replace(plain, objective=MaskedLM())) and draws_for_rows(
+        replace(plain, lora=LoRA(dropout=0.1))
+    )
+    assert not draws_for_rows(replace(plain, lora=LoRA(dropout=0.0)))
 
 
 def test_a_skipped_row_has_weight_0_and_nothing_else_moves(planted):
