@@ -3,6 +3,7 @@
 Every finding is a sentence that names the process and both values. Nothing here needs a collective.
 """
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -42,9 +43,11 @@ def commit() -> str | None:
 
     Code that a launcher copied has no repository around it: there SLUICE_COMMIT says what it was.
     """
-    here = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # a repository further up is of something else
+        return os.environ.get("SLUICE_COMMIT")
     try:
-        ask: dict[str, Any] = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 20}
+        ask: dict[str, Any] = {"cwd": root, "capture_output": True, "text": True, "check": True, "timeout": 20}
         found = subprocess.run(["git", "rev-parse", "HEAD"], **ask).stdout.strip()
         changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **ask).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -107,7 +110,8 @@ def check_output(processes: Processes, folders: Mapping[str, str]) -> None:
             )
     told = [line for lines in processes.exchange("write test", problems) for line in lines]
     for folder in folders.values():
-        (epath.Path(folder) / f".write-test-{processes.index}").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that is none, which has been told
+            (epath.Path(folder) / f".write-test-{processes.index}").unlink(missing_ok=True)
     if told:
         raise ValueError(told[0])
 
