@@ -6,13 +6,16 @@
 A prompt is a text, or ids where the caller has encoded it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
-from models.decode import DecodeConfig, Decoder, generate, stream
+from models.decode import Batch, DecodeConfig, Decoder, Reason, make_requests, stream
 
 UNFINISHED = "\ufffd"  # what a tokenizer shows for the first bytes of a character whose rest is still to come
+WHOLE = ("stop", "stop_string")  # why a text ends that was not cut
+SEEDS = 2**31  # a request's number, which its draws are keyed by, is a signed 32-bit one on the device
 TAIL = 32  # tokens of a prompt that new ones are decoded after
 
 
@@ -50,21 +53,63 @@ class TextGenerator:
         """The text that follows each prompt, in order."""
         return generate_texts(self.decoder, self.tokenizer, prompts, self.config)
 
+    def answers(self, prompts: Sequence[Prompt], seeds: Sequence[int] | None = None) -> list[str | None]:
+        """As `generate`, but None for a text that was cut at its longest; seeds as in `generate_with_reasons`."""
+        found = generate_with_reasons(self.decoder, self.tokenizer, prompts, self.config, seeds)
+        return [text if reason in WHOLE else None for text, reason in found]
+
 
 def generate_texts(
     decoder: Decoder, tokenizer: PromptTokenizer, prompts: Sequence[Prompt], config: DecodeConfig
 ) -> list[str]:
     """The text that follows each prompt, cut before the first stop string. The tokenizer's stop ids end texts too."""
-    config = with_stop_ids(config, tokenizer)
+    return [text for text, _ in generate_with_reasons(decoder, tokenizer, prompts, config)]
 
+
+def generate_with_reasons(
+    decoder: Decoder,
+    tokenizer: PromptTokenizer,
+    prompts: Sequence[Prompt],
+    config: DecodeConfig,
+    seeds: Sequence[int] | None = None,
+) -> list[tuple[str, Reason]]:
+    """The texts of `generate_texts`, and why each of them ends.
+
+    seeds: what a prompt's draws depend on, beside the config's own seed; None for its place among the prompts. A text
+    is then a function of its prompt and seed, whatever prompts are handed over with it.
+    """
+    config = with_stop_ids(config, tokenizer)
     ids = [encoded(tokenizer, prompt) for prompt in prompts]
     texts = [text_after(tokenizer, prompt) for prompt in ids]
+    keys = range(len(ids)) if seeds is None else [seed % SEEDS for seed in seeds]
+    out: list[tuple[str, Reason]] = [("", "stop")] * len(ids)
+    for places in rounds(keys):
+        place_of = {keys[place]: place for place in places}
 
-    def finished(request: int, so_far: list[int]) -> bool:
-        return cut(texts[request](so_far), config.stop_strings)[1]
+        def finished(key: int, so_far: list[int], place_of: dict[int, int] = place_of) -> bool:
+            return cut(texts[place_of[key]](so_far), config.stop_strings)[1]
 
-    found = generate(decoder, ids, config, finished if config.stop_strings else None)
-    return [cut(text(generation.ids), config.stop_strings)[0] for text, generation in zip(texts, found)]
+        requests = make_requests(decoder, [ids[place] for place in places], config)
+        requests = [replace(request, number=keys[place]) for request, place in zip(requests, places)]
+        news: dict[int, list[int]] = {place: [] for place in places}
+        for event in Batch(decoder, requests, config, finished if config.stop_strings else None).events():
+            place = place_of[event.request]
+            news[place].extend(event.ids)
+            if event.reason is not None:
+                out[place] = cut(texts[place](news[place]), config.stop_strings)[0], event.reason
+    return out
+
+
+def rounds(keys: Sequence[int]) -> list[list[int]]:
+    """Places of the keys, so that no key is twice in one round: one round, but for the same prompt and seed again."""
+    found: list[list[int]] = []
+    count: Counter[int] = Counter()
+    for place, key in enumerate(keys):
+        if count[key] == len(found):
+            found.append([])
+        found[count[key]].append(place)
+        count[key] += 1
+    return found
 
 
 def encoded(tokenizer: PromptTokenizer, prompt: Prompt) -> Sequence[int]:

@@ -6,7 +6,9 @@ CheckpointGenerator(checkpoint="runs/mine", decode=DecodeConfig(max_new_tokens=6
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from models.checkpoints.listed import files_key
 from models.checkpoints.load import LoadedCheckpoint, load_checkpoint
 from models.checkpoints.tokenizer import TextTokenizer
 from models.decode import DecodeConfig, Decoder
@@ -24,6 +26,10 @@ class CheckpointScorer:
     checkpoint: str
     scoring: ScoringConfig = ScoringConfig()
     dtype: str | None = None
+
+    def inputs_key(self) -> Any:
+        """The checkpoint's files: a run that was trained again is another model."""
+        return files_key(self.checkpoint)
 
     def build(self) -> Scorer:
         """Load the model; ValueError where the checkpoint is not whole or has no tokenizer."""
@@ -43,6 +49,15 @@ class CheckpointGenerator:
     chat: bool = False
     system: str | None = None
     dtype: str | None = None
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The longest answer."""
+        return self.decode.max_new_tokens
+
+    def inputs_key(self) -> Any:
+        """The checkpoint's files: a run that was trained again is another model."""
+        return files_key(self.checkpoint)
 
     def build(self) -> "TextGenerator | ChatGenerator":
         """Load the model; ValueError where the checkpoint is not whole, or has no tokenizer or no chat template."""
@@ -64,9 +79,14 @@ class ChatGenerator:
 
     def generate(self, prompts: Sequence[str]) -> list[str]:
         """The answer to each message, in order."""
-        return self.generator.generate(
-            [self.tokenizer.render_chat([*self.before, {"role": "user", "content": text}]) for text in prompts]
-        )
+        return self.generator.generate(self._rendered(prompts))
+
+    def answers(self, prompts: Sequence[str], seeds: Sequence[int] | None = None) -> list[str | None]:
+        """As `generate`, but None for an answer that was cut at its longest; seeds: of each message's draws."""
+        return self.generator.answers(self._rendered(prompts), seeds)
+
+    def _rendered(self, prompts: Sequence[str]) -> list[str]:
+        return [self.tokenizer.render_chat([*self.before, {"role": "user", "content": text}]) for text in prompts]
 
 
 def text_tokenizer(loaded: LoadedCheckpoint) -> TextTokenizer:

@@ -260,7 +260,7 @@ def test_a_target_language_in_front_is_one_token_as_in_transformers(pair, transl
 def test_the_hub_gives_a_translator_with_its_sentencepiece_models(translator_folder, tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: hf: locations not tested")
 
-    def download(repository, *, revision, allow_patterns):
+    def download(repository, *, revision, allow_patterns, **_):
         """A snapshot, as far as the real one's file patterns go."""
         copy = tmp_path / repository.replace("/", "--")
         copy.mkdir(exist_ok=True)
