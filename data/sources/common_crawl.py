@@ -48,7 +48,7 @@ class CommonCrawlSource:
     data_server: str = "https://data.commoncrawl.org"
     http: HttpLimits = field(default_factory=HttpLimits)
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     code_modules: ClassVar[tuple[str, ...]] = (
         "data.sources.common_crawl",
         "data.sources.http_fetch",
@@ -63,14 +63,32 @@ class CommonCrawlSource:
             raise ValueError("user_agent must say how to reach you: a mail or web address in it")
 
     def shards(self) -> Sequence[dict[str, Any]]:
-        """The index pages of every pattern: {"pattern", "page"}. ValueError where the server does not answer."""
+        """The index pages of every pattern: {"pattern", "page"}; "failed" says why where the server did not tell them.
+
+        FetchError where it told none at all.
+        """
         client = HttpClient(self.user_agent, self.http)
-        shards = []
+        shards: list[dict[str, Any]] = []
         for pattern in self.urls:
-            answer = json.loads(client.get(self._query(pattern, showNumPages="true")))
-            pages = int(answer["pages"] if isinstance(answer, dict) else answer)
-            shards += [{"pattern": pattern, "page": page} for page in range(pages)]
+            try:
+                pages = self._pages_of(client, pattern)
+            except FetchError as error:
+                shards.append({"pattern": pattern, "page": 0, "failed": str(error)})
+            else:
+                shards += [{"pattern": pattern, "page": page} for page in range(pages)]
+        if shards and all("failed" in shard for shard in shards):
+            raise FetchError(shards[0]["failed"])
         return [{**shard, "of": len(shards)} for shard in shards]
+
+    def _pages_of(self, client: HttpClient, pattern: str) -> int:
+        """How many pages the index has for a pattern. FetchError where the answer does not say."""
+        url = self._query(pattern, showNumPages="true")
+        body = client.get(url)
+        try:
+            answer = json.loads(body)
+            return int(answer["pages"] if isinstance(answer, dict) else answer)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise FetchError(f"{url}: no number of pages in {body[:80]!r}") from error
 
     def inputs_key(self) -> Any:
         """Crawl and patterns: a crawl that was published does not change."""
@@ -79,7 +97,19 @@ class CommonCrawlSource:
     def documents(self, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """The captures of one index page, in index order."""
         client = HttpClient(self.user_agent, self.http)
-        index = client.get(self._query(shard["pattern"], page=shard["page"]))
+        try:
+            if "failed" in shard:
+                raise FetchError(shard["failed"])
+            index = client.get(self._query(shard["pattern"], page=shard["page"]))
+        except FetchError as error:
+            yield make_drop(
+                self.name,
+                f"{self.crawl}:{shard['pattern']}:{shard['page']}",
+                "fetch_failed",
+                value=str(error),
+                meta={"pattern": shard["pattern"]},
+            )
+            return
         workers = share_of_cores(shard.get("of", 1))
         opened: ExtractionPool[tuple[str, dict[str, Any]]] = ExtractionPool(self.extract, workers=workers)
         with opened as pool:

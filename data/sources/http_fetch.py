@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import urllib3
 
@@ -17,7 +18,8 @@ class HttpLimits:
     """What one request may cost.
 
     connect_seconds, read_seconds: for one attempt; total_seconds: for the whole body, so that a server that drips one
-    byte at a time ends too. retries wait 1, 2, 4, ... seconds times `backoff`, or what Retry-After asks for.
+    byte at a time ends too. retries wait 1, 2, 4, ... seconds times `backoff`, or what Retry-After asks for, at most
+    total_seconds.
     """
 
     connect_seconds: float = 10.0
@@ -29,17 +31,35 @@ class HttpLimits:
     max_bytes: int = 64 << 20
 
 
+class _Retry(urllib3.Retry):
+    """Retries that wait no longer than `most_seconds`, whatever Retry-After says."""
+
+    most_seconds = 0.0
+
+    def new(self, **changes: Any) -> _Retry:
+        """The next state, which urllib3 makes for each try."""
+        found = super().new(**changes)
+        found.most_seconds = self.most_seconds
+        return found
+
+    def get_retry_after(self, response: urllib3.BaseHTTPResponse) -> float | None:
+        """Seconds to wait, None where the server does not say."""
+        asked = super().get_retry_after(response)
+        return None if asked is None else min(asked, self.most_seconds)
+
+
 class HttpClient:
     """GETs with one identity and one set of limits; connections are kept open."""
 
     def __init__(self, user_agent: str, limits: HttpLimits) -> None:
-        retry = urllib3.Retry(
+        retry = _Retry(
             total=limits.retries,
             redirect=limits.max_redirects,
             backoff_factor=limits.backoff,
             status_forcelist=RETRY_STATUSES,
             raise_on_status=False,
         )
+        retry.most_seconds = limits.total_seconds
         timeout = urllib3.Timeout(connect=limits.connect_seconds, read=limits.read_seconds)
         self._limits = limits
         self._pool = urllib3.PoolManager(headers={"User-Agent": user_agent}, retries=retry, timeout=timeout)

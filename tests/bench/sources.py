@@ -92,7 +92,7 @@ def warc_over_fastwarc(path: str, rounds: int = 5) -> float:
     """Time of plain FastWARC iteration with bodies / time of ours, medians of interleaved rounds."""
     from fastwarc.warc import ArchiveIterator
 
-    from data.sources.warc import WANTED, iter_records
+    from data.sources.warc_records import WANTED, iter_records
 
     ratios = []
     for _ in range(rounds):

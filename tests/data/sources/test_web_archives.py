@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
@@ -141,6 +142,42 @@ def test_a_wrong_length_does_not_swallow_the_neighbour_silently(tmp_path: Path) 
         documents, drops = read(WarcSource(name="w", paths=(str(tmp_path / name),), extract=FAST))
         assert [d.meta["url"][-1] for d in documents] == ["0", "2", "3"]
         assert reasons(drops) == {"wrong_record_length": 1}
+
+
+def request(url: str) -> bytes:
+    """A record of a kind that is not read."""
+    record = WarcRecord()
+    record.init_headers(WarcRecordType.request)
+    record.headers["WARC-Target-URI"] = url
+    record.set_bytes_content(b"GET / HTTP/1.1\r\n\r\n")
+    stream = io.BytesIO()
+    record.write(stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd", "plain"])
+@pytest.mark.parametrize("where", ["head", "magic", "tail"])
+def test_a_broken_record_is_counted_once_and_not_as_its_neighbour(tmp_path: Path, kind: str, where: str) -> None:
+    """Each third page is damaged: at its first bytes, behind its magic, or at its end."""
+    pack = {"gzip": gzip.compress, "zstd": zstandard.ZstdCompressor().compress, "plain": bytes}[kind]
+    data, starts = b"", []
+    for number in range(9):
+        url = f"https://a.example/{number}"
+        data += pack(request(url))
+        page = bytearray(pack(response(url, HTML.encode())))
+        if number % 3 == 1:
+            at = {"magic": 0, "head": 4, "tail": len(page) - 12}[where]
+            page[at : at + 12] = bytes(12)
+        starts.append(len(data))
+        data += page
+    (tmp_path / "x.warc").write_bytes(data)
+    documents, drops = read(WarcSource(name="w", paths=(str(tmp_path / "x.warc"),), extract=FAST))
+    kept = [int(d.meta["url"][-1]) for d in documents]
+    assert not {0, 2, 3, 5, 6, 8} - {*kept}, (kept, reasons(drops))
+    if where == "tail":  # a page may have been read whole before the damage is met
+        assert len(documents) + len(drops) >= 9
+    else:
+        assert [d.document.id for d in drops] == [f"w:x.warc:{starts[number]}" for number in (1, 4, 7)]
 
 
 def test_wat_gives_title_description_and_links(tmp_path: Path) -> None:
@@ -285,6 +322,42 @@ def test_common_crawl_look_up_and_byte_ranges(real_data: Path) -> None:
     assert [d.meta["offset"] for d in documents] == spots[:4] and documents[1].meta["url"].endswith(str(spots[1]))
     assert reasons(drops) == {"bad_index_line": 2, "content_type": 1, "fetch_failed": 1}
     assert ("/crawl/x.warc.gz", f"bytes={spots[0]}-{ends[spots[0]] - 1}") in requests
+
+
+def test_an_index_page_that_does_not_come_costs_that_page_only(tmp_path: Path) -> None:
+    member = gzip.compress(response("https://x.example/1", HTML.encode()))
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if "down.example" in handler.path:
+            return reply(handler, b"", status=404)
+        if "odd.example" in handler.path:
+            return reply(handler, b'{"error": "no"}')
+        if "showNumPages" in handler.path:
+            return reply(handler, b'{"pages": 2}')
+        if "page=0" in handler.path:
+            return reply(handler, b"busy", status=503, Retry_After="3600")
+        if "page=1" in handler.path:
+            return reply(handler, _index_line("https://x.example/1", 0, len(member)))
+        return reply(handler, member, status=206)
+
+    with serve(answer) as address:
+        source = CommonCrawlSource(
+            name="cc",
+            crawl="CC-MAIN-2026-30",
+            urls=("down.example/*", "odd.example/*", "x.example/*"),
+            user_agent="test (me@uni.example)",
+            index_server=address,
+            data_server=address,
+            extract=FAST,
+            http=HttpLimits(backoff=0.01, retries=2, total_seconds=0.3),
+        )
+        start = time.monotonic()
+        documents, drops = read(source)
+        assert time.monotonic() - start < 20  # an hour is what the server asked for
+        assert len(documents) == 1 and reasons(drops) == {"fetch_failed": 3}
+        assert "no number of pages" in str(drops[1].drop.value) and "HTTP 503" in str(drops[2].drop.value)
+        with pytest.raises(FetchError, match="HTTP 404"):
+            replace(source, urls=("down.example/*",)).shards()
 
 
 def test_fetching_ends_on_silent_dripping_looping_and_huge_answers() -> None:
