@@ -19,21 +19,33 @@ from data.sources.crawl_config import CrawlConfig
 
 
 def load_crawl(path: str) -> CrawlConfig:
-    """The CrawlConfig of a config file. ValueError where there is none."""
+    """The CrawlConfig of a config file. ValueError, one line, where there is none or its code fails."""
     file = Path(path)
     if not file.is_file() or file.suffix != ".py":
         raise ValueError(f"no config at {path!r}: expected a Python file with a function get_crawl()")
     file = file.resolve()
     if file.is_relative_to(Path.cwd()):
-        module = importlib.import_module(".".join(file.relative_to(Path.cwd()).with_suffix("").parts))
+        config = _get_crawl(".".join(file.relative_to(Path.cwd()).with_suffix("").parts), path)
     else:
         raise ValueError(f"{path!r} is outside the current folder: run from the root of the repository that holds it")
-    if not hasattr(module, "get_crawl"):
-        raise ValueError(f"{path!r} has no function get_crawl(): a crawl config must define one")
-    config = module.get_crawl()
     if not isinstance(config, CrawlConfig):
         raise ValueError(f"get_crawl() of {path!r} returned {type(config).__name__}: expected a CrawlConfig")
     return config
+
+
+def _get_crawl(module: str, path: str) -> Any:
+    """What the config file makes: its own faults, of whatever kind, in one line."""
+    try:
+        found = importlib.import_module(module)
+        if not hasattr(found, "get_crawl"):
+            raise ValueError(f"{path!r} has no function get_crawl(): a crawl config must define one")
+        return found.get_crawl()
+    except ValueError:
+        raise
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise ValueError(f"{path!r} fails: {type(error).__name__}: {error}") from error
 
 
 def run(config: CrawlConfig) -> dict[str, int]:
@@ -98,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             config = apply_overrides(config, options.overrides)
         run(config)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0

@@ -9,19 +9,34 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fastwarc.stream_io import GzipWriter
-from fastwarc.warc import WarcRecord, WarcRecordType
+from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
 ROTATE_BYTES = 1 << 30
 HOP_HEADERS = {"transfer-encoding", "content-length", "connection", "keep-alive"}  # of the connection, not of the page
+
+
+def _has_pages(path: Path) -> bool:
+    """Whether an archive holds a response, or cannot be read and so may hold one."""
+    with path.open("rb") as raw:
+        try:
+            return any(True for _ in ArchiveIterator(raw, record_types=WarcRecordType.response, parse_http=False))
+        except (OSError, ValueError, EOFError):
+            return True
 
 
 class ArchiveWriter:
     """Appends records to `folder/crawl-NNNNN.warc.gz`.
 
     known: (file, bytes) that the frontier has on record; what lies behind was not committed and is cut off.
+    new: whether the frontier is new. Pages in the folder are then another crawl's: ValueError, and nothing is touched.
     """
 
-    def __init__(self, folder: Path, known: tuple[str, int] | None, user_agent: str) -> None:
+    def __init__(self, folder: Path, known: tuple[str, int] | None, user_agent: str, *, new: bool) -> None:
+        if new and (full := next(filter(_has_pages, sorted(folder.glob("crawl-*.warc.gz"))), None)):
+            raise ValueError(
+                f"{full} holds pages and their frontier is gone: put frontier.sqlite back, move {folder} away, or set"
+                " another folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._user_agent = folder, user_agent
         self._number = int(known[0].split("-")[1].split(".")[0]) if known else 0

@@ -52,17 +52,19 @@ class Frontier:
     """The crawl's memory. One process at a time."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(path, isolation_level=None, timeout=1.0)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(path, isolation_level=None, timeout=1.0)
             self._database.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.executescript(SCHEMA)
             self._database.execute(  # a kill is not the page's fault: that try does not count
                 "UPDATE urls SET state=?, attempts=MAX(attempts-1, 0) WHERE state=?", (QUEUED, IN_FLIGHT)
             )
-        except sqlite3.OperationalError as error:
-            raise ValueError(f"{path} is in use: another crawl runs in this folder ({error})") from error
+        except (sqlite3.Error, OSError) as error:
+            if "locked" in str(error):
+                raise ValueError(f"{path} is in use: another crawl runs in this folder ({error})") from error
+            raise ValueError(f"folder {str(path.parent)!r} cannot be used: {path.name}: {error}") from error
         self._in_flight: dict[str, int] = {}
         self._order: list[str] = []
 
@@ -154,6 +156,10 @@ class Frontier:
         """(newest WARC file, its recorded bytes), or None before the first page."""
         row = self._database.execute("SELECT file, bytes FROM archive ORDER BY file DESC LIMIT 1").fetchone()
         return (str(row[0]), int(row[1])) if row else None
+
+    def is_new(self) -> bool:
+        """Whether no URL was ever found."""
+        return self._database.execute("SELECT 1 FROM urls LIMIT 1").fetchone() is None
 
     def has_queued(self) -> bool:
         """Whether any URL waits."""

@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import scrapy
 from scrapy import signals
 from scrapy.core.scheduler import BaseScheduler
 from scrapy.exceptions import IgnoreRequest, StopDownload
 from scrapy.http import Request, Response
-from scrapy.resolver import CachingThreadedResolver
 from scrapy.settings import default_settings
 
 from data.sources.crawl_archive import ArchiveWriter
 from data.sources.crawl_config import CrawlConfig
 from data.sources.crawl_frontier import Frontier, Task
+from data.sources.crawl_guards import AddressGuard, GuardedResolver
 from data.sources.crawl_links import links_of, redirect_of, robots_sitemaps, sitemap_links, text_header
-from data.sources.crawl_urls import Scope, canonical, host_of, private
+from data.sources.crawl_urls import Scope, canonical, host_of
 from data.sources.warc import decode_payload
 
 MAX_REDIRECTS = 5
@@ -38,7 +39,14 @@ class Crawl:
         seeds = [self._seed(seed) for seed in config.seeds]
         folder = Path(config.folder)
         self.frontier = Frontier(folder / "frontier.sqlite")
-        self.archive = ArchiveWriter(folder / "warc", self.frontier.archive(), config.user_agent)
+        try:
+            self.archive = ArchiveWriter(
+                folder / "warc", self.frontier.archive(), config.user_agent, new=self.frontier.is_new()
+            )
+        except BaseException:
+            self.frontier.close()
+            raise
+        self.private_names: set[str] = set()  # names that resolved to private addresses
         self.in_flight: set[str] = set()
         self.spider: Any = None  # set when Scrapy makes it
         counts = self.frontier.counts()
@@ -101,42 +109,6 @@ class FrontierScheduler(BaseScheduler):
             dont_filter=True,
             meta={"task": task, "handle_httpstatus_all": True, "dont_obey_robotstxt": task.kind == "robots"},
         )
-
-
-class GuardedResolver(CachingThreadedResolver):
-    """Names that resolve to private addresses do not resolve, whatever the link said before."""
-
-    @classmethod
-    def from_crawler(cls, crawler: Any, reactor: Any) -> GuardedResolver:
-        resolver = super().from_crawler(crawler, reactor)
-        resolver.scope = crawler.settings["CRAWL"].scope  # type: ignore[attr-defined]
-        return resolver
-
-    def getHostByName(self, name: str, timeout: Any = ()) -> Any:  # Twisted's name
-        found = super().getHostByName(name, timeout)
-        return found.addCallback(self._check, name)
-
-    def _check(self, address: str, name: str) -> str:
-        scope: Scope = self.scope  # type: ignore[attr-defined]
-        if private(address) and not any(host.partition(":")[0] == name for host in scope.named_hosts):
-            raise IgnoreRequest(f"private_address: {name} is {address}")
-        return address
-
-
-class AddressGuard:
-    """Downloader middleware: no request, robots.txt included, goes to an address that is written as a private one."""
-
-    def __init__(self, crawl: Crawl) -> None:
-        self._crawl = crawl
-
-    @classmethod
-    def from_crawler(cls, crawler: Any) -> AddressGuard:
-        return cls(crawler.settings["CRAWL"])
-
-    def process_request(self, request: Request) -> None:
-        """Refuse before a connection is made."""
-        if self._crawl.scope.address_refused(request.url):
-            raise IgnoreRequest("private_address")
 
 
 class CrawlSpider(scrapy.Spider):
@@ -244,6 +216,8 @@ class CrawlSpider(scrapy.Spider):
         task: Task = request.meta["task"]
         self.crawl.in_flight.discard(task.url)
         reason, again = reason_of(failure.value)
+        if reason == "no_such_host" and urlsplit(task.url).hostname in self.crawl.private_names:
+            reason = "private_address"
         self.crawl.frontier.failed(task.url, reason, retries=self.crawl.config.retries if again else -1)
 
 

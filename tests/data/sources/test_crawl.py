@@ -22,7 +22,8 @@ from data.sources.crawl_frontier import Frontier, Task
 from data.sources.crawl_links import links_of, sitemap_links
 from data.sources.crawl_urls import Scope, canonical, private, trap
 from data.sources.extract import ExtractConfig
-from data.sources.warc import WarcSource, iter_records
+from data.sources.warc import WarcSource
+from data.sources.warc_records import iter_records
 from tests.data.sources.helpers import read, reply, serve
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -290,9 +291,10 @@ def test_urls_have_one_form_and_traps_are_seen() -> None:
 def test_a_name_that_resolves_to_a_private_address_is_refused() -> None:
     from scrapy.exceptions import IgnoreRequest
 
-    from data.sources.crawl_spider import GuardedResolver
+    from data.sources.crawl_guards import GuardedResolver
 
     resolver = GuardedResolver.__new__(GuardedResolver)
+    resolver.private_names = set()
     resolver.scope = Scope(
         CrawlConfig(
             folder="x", seeds=("https://a.example/",), user_agent="b (m@u.edu)", allow_hosts=("lab.example:8000",)
@@ -303,6 +305,64 @@ def test_a_name_that_resolves_to_a_private_address_is_refused() -> None:
     for address in ("127.0.0.1", "169.254.169.254", "::ffff:10.0.0.1"):
         with pytest.raises(IgnoreRequest, match="private_address"):
             resolver._check(address, "a.example")
+    assert resolver.private_names == {"a.example"}
+
+
+def test_a_private_name_is_counted_as_such_by_a_whole_crawl(tmp_path: Path) -> None:
+    (tmp_path / "crawl_test.py").write_text(
+        "import socket\n\nfrom data.sources.crawl_config import CrawlConfig\n\n\ndef get_crawl():\n"
+        "    socket.gethostbyname = lambda name: '10.0.0.1'\n"
+        "    return CrawlConfig(folder='out', seeds=('http://inside.example/',), user_agent='testbot (me@uni.edu)',\n"
+        "        delay_seconds=0.0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "data.crawl", "--config", "crawl_test.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "private_address" in done.stdout and "no_such_host" not in done.stdout, done.stdout
+
+
+def test_pages_whose_frontier_is_gone_are_not_deleted(tmp_path: Path) -> None:
+    from data.sources.crawl_spider import Crawl
+
+    config = CrawlConfig(folder=str(tmp_path), seeds=("https://a.example/",), user_agent="b (m@u.edu)")
+    Crawl(config).close()
+    (tmp_path / "frontier.sqlite").unlink()
+    crawl = Crawl(config)  # nothing was stored: nothing is lost
+    file, length = crawl.archive.write("https://a.example/", 200, [], b"<p>x</p>", "")
+    crawl.frontier.done("https://a.example/", 8, file, length, [])
+    crawl.close()
+    (tmp_path / "frontier.sqlite").unlink()
+    before = (tmp_path / "warc" / file).read_bytes()
+    for _ in range(2):  # the first refusal leaves an empty frontier behind, which is new still
+        with pytest.raises(ValueError, match="frontier is gone"):
+            Crawl(config)
+        assert (tmp_path / "warc" / file).read_bytes() == before
+
+
+def test_faults_of_config_files_and_folders_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from data.crawl import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "base" / "frontier.sqlite").mkdir(parents=True)
+    made = "from data.sources.crawl_config import CrawlConfig\ndef get_crawl():\n    return CrawlConfig({})\n"
+    good = "seeds=('https://a.example/',), user_agent='bot (me@uni.edu)', folder={!r}"
+    cases = {
+        "unknown": (made.format(good.format("out") + ", max_page=3"), "max_page"),
+        "syntax": ("def get_crawl(:\n", "line 1: "),
+        "name": ("CrawlConfig()\n", "NameError"),
+        "below_file": (made.format(good.format("file/out")), "folder 'file/out' cannot be used"),
+        "no_database": (made.format(good.format("base")), "folder 'base' cannot be used"),
+    }
+    for name, (text, message) in cases.items():
+        (tmp_path / f"crawl_{name}.py").write_text(text)
+        assert main(["--config", f"crawl_{name}.py"]) == 1, name
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1 and message in said, said
 
 
 def test_links_feeds_and_sitemaps() -> None:
@@ -327,13 +387,13 @@ def test_the_frontier_commits_pages_with_their_archive(tmp_path: Path) -> None:
     assert task is not None and task.url == "https://a.example/1" and frontier.take(1) is None
     with pytest.raises(ValueError, match="in use"):
         Frontier(tmp_path / "f.sqlite")
-    archive = ArchiveWriter(tmp_path / "warc", frontier.archive(), "bot")
+    archive = ArchiveWriter(tmp_path / "warc", frontier.archive(), "bot", new=True)
     file, length = archive.write(task.url, 200, [("Content-Type", "text/html")], b"<p>x</p>", "")
     frontier.done(task.url, 8, file, length, [{"url": "https://a.example/2"}])
     archive.write("https://a.example/2", 200, [], b"never committed", "")
     archive.close()
     frontier.close()
     frontier = Frontier(tmp_path / "f.sqlite")
-    ArchiveWriter(tmp_path / "warc", frontier.archive(), "bot").close()
+    ArchiveWriter(tmp_path / "warc", frontier.archive(), "bot", new=False).close()
     assert (tmp_path / "warc" / file).stat().st_size == length and frontier.counts()["queued"] == 1
     frontier.close()

@@ -1,0 +1,52 @@
+"""No request of a crawl goes to a private address: neither one that is written in a URL nor one that a name stands for.
+
+Both parts are Scrapy's to make; the setting CRAWL holds the crawl, with its `scope` and its `private_names`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scrapy.exceptions import IgnoreRequest
+from scrapy.http import Request
+from scrapy.resolver import CachingThreadedResolver
+
+from data.sources.crawl_urls import Scope, private
+
+
+class GuardedResolver(CachingThreadedResolver):
+    """Names that resolve to private addresses do not resolve, whatever the link said before."""
+
+    @classmethod
+    def from_crawler(cls, crawler: Any, reactor: Any) -> GuardedResolver:
+        resolver = super().from_crawler(crawler, reactor)
+        crawl = crawler.settings["CRAWL"]
+        resolver.scope, resolver.private_names = crawl.scope, crawl.private_names  # type: ignore[attr-defined]
+        return resolver
+
+    def getHostByName(self, name: str, timeout: Any = ()) -> Any:  # Twisted's name
+        found = super().getHostByName(name, timeout)
+        return found.addCallback(self._check, name)
+
+    def _check(self, address: str, name: str) -> str:
+        scope: Scope = self.scope  # type: ignore[attr-defined]
+        if private(address) and not any(host.partition(":")[0] == name for host in scope.named_hosts):
+            self.private_names.add(name)  # type: ignore[attr-defined]  # the error itself arrives as one of the DNS
+            raise IgnoreRequest(f"private_address: {name} is {address}")
+        return address
+
+
+class AddressGuard:
+    """Downloader middleware: no request, robots.txt included, goes to an address that is written as a private one."""
+
+    def __init__(self, crawl: Any) -> None:
+        self._crawl = crawl
+
+    @classmethod
+    def from_crawler(cls, crawler: Any) -> AddressGuard:
+        return cls(crawler.settings["CRAWL"])
+
+    def process_request(self, request: Request) -> None:
+        """Refuse before a connection is made."""
+        if self._crawl.scope.address_refused(request.url):
+            raise IgnoreRequest("private_address")
