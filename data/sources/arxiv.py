@@ -21,7 +21,7 @@ from data.sources.base import FileSource
 from data.sources.latex_source import Expander, find_main, resolve_inputs
 from data.sources.latex_text import latex_to_text, title_of
 from data.sources.limits import BombError, CorruptError
-from data.sources.oai import PaperMetadata, read_metadata
+from data.sources.oai import KnownPapers, read_metadata
 from data.sources.text_files import decode_text
 
 ARXIV_ID = re.compile(r"(?:arXiv[_:-]?)?(\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?_?/?\d{7})(?:v\d+)?", re.I)
@@ -50,7 +50,8 @@ def paper_text(texts: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
 class ArxivSource(FileSource):
     """LaTeX papers.
 
-    metadata: OAI-PMH records (format arXiv) that give title, authors, categories, dates and licence by identifier.
+    metadata: OAI-PMH records (format arXiv) that give title, authors, categories, dates and licence by identifier;
+        each worker keeps them in a temporary file.
     """
 
     metadata: tuple[str, ...] = ()
@@ -114,7 +115,7 @@ class ArxivSource(FileSource):
                     yield member.name, member.read()
 
     def _bulk_member(
-        self, shard: Mapping[str, Any], name: str, data: bytes, known: Mapping[str, PaperMetadata]
+        self, shard: Mapping[str, Any], name: str, data: bytes, known: KnownPapers
     ) -> Iterator[Document | Dropped]:
         """The paper, and what is dropped inside it."""
         if name.endswith(".pdf"):
@@ -151,7 +152,7 @@ class ArxivSource(FileSource):
         record: str | None,
         number: str,
         data: Mapping[str, bytes],
-        known: Mapping[str, PaperMetadata],
+        known: KnownPapers,
     ) -> Document | Dropped:
         texts = {}
         for name, content in data.items():
@@ -164,6 +165,5 @@ class ArxivSource(FileSource):
             text, meta = paper_text(texts)
         except (ValueError, RecursionError) as error:
             return self.drop(shard, record, "bad_latex", value=str(error) or type(error).__name__, arxiv_id=number)
-        if number in known:
-            meta.update(known[number].as_meta())
+        meta.update(known.get(number))
         return self.document(shard, record, text, arxiv_id=number, group=f"arxiv:{number}", **meta)

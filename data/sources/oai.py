@@ -5,9 +5,15 @@ OaiSource(name="abstracts", paths=("arxiv-oai/",))
 
 from __future__ import annotations
 
+import json
+import shutil
+import sqlite3
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lxml import etree
@@ -93,10 +99,42 @@ def _dublin_core(inner: etree._Element, identifier: str) -> PaperMetadata:
     )
 
 
+class KnownPapers:
+    """What papers take over from their records, by identifier, in a temporary SQLite file: arXiv has millions."""
+
+    def __init__(self) -> None:
+        folder = tempfile.mkdtemp(prefix="sluice-papers-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        path = Path(folder) / "papers.sqlite"
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        for statement in (
+            "PRAGMA journal_mode=OFF",
+            "PRAGMA synchronous=OFF",
+            "CREATE TABLE papers (identifier TEXT PRIMARY KEY, meta TEXT NOT NULL) WITHOUT ROWID",
+            "BEGIN",
+        ):
+            self._database.execute(statement)
+
+    def put(self, paper: PaperMetadata) -> None:
+        """Keep the newest record of a paper, its abstract left out."""
+        values = (_utf8(paper.identifier), json.dumps(paper.as_meta()))
+        self._database.execute("INSERT OR REPLACE INTO papers VALUES (?, ?)", values)
+
+    def get(self, identifier: str) -> dict[str, Any]:
+        """The values that a paper's meta takes over; {} where no record tells."""
+        query = "SELECT meta FROM papers WHERE identifier=?"
+        row = self._database.execute(query, (_utf8(identifier),)).fetchone()
+        return dict(json.loads(row[0])) if row else {}
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
 @lru_cache(maxsize=1)  # a worker reads many papers, and the same metadata for all of them
-def read_metadata(entries: tuple[files.FileEntry, ...], limits: ReadLimits) -> dict[str, PaperMetadata]:
-    """Metadata by identifier, abstracts left out, of every readable record; a file's fault ends that file."""
-    known: dict[str, PaperMetadata] = {}
+def read_metadata(entries: tuple[files.FileEntry, ...], limits: ReadLimits) -> KnownPapers:
+    """Metadata by identifier of every readable record; a file's fault ends that file."""
+    known = KnownPapers()
     for entry in entries:
         try:
             with files.open_stream(entry.url, limits) as stream:
@@ -106,8 +144,7 @@ def read_metadata(entries: tuple[files.FileEntry, ...], limits: ReadLimits) -> d
                     except ValueError:
                         continue
                     if found is not None:
-                        fields = {name: getattr(found, name) for name in PaperMetadata.__dataclass_fields__}
-                        known[found.identifier] = PaperMetadata(**{**fields, "abstract": ""})
+                        known.put(found)
         except (CorruptError, BombError):
             continue
     return known

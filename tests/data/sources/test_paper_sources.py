@@ -6,16 +6,18 @@ import gzip
 import io
 import tarfile
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from data.sources.arxiv import ArxivSource, arxiv_id, paper_text
+from data.sources.files import list_files
 from data.sources.jats import JatsSource
 from data.sources.latex_source import Expander, resolve_inputs, strip_comments
 from data.sources.latex_text import latex_to_text
 from data.sources.limits import ReadLimits
-from data.sources.oai import OaiSource
+from data.sources.oai import OaiSource, read_metadata
 from data.sources.pubmed import PubmedSource
 from data.sources.xml_records import cut_records, parse_xml
 from tests.data.sources.helpers import read, reasons
@@ -186,6 +188,27 @@ def test_oai_records(real_data: Path) -> None:
     assert documents[0].text.startswith(
         "# Evaluation of Silicon Photomultipliers for use as Photosensors in Liquid Xenon"
     )
+
+
+def test_metadata_of_many_papers_is_not_held_in_memory(tmp_path: Path) -> None:
+    record = """<record><header><identifier>oai:arXiv.org:{0}</identifier></header><metadata>
+<arXiv xmlns="http://arxiv.org/OAI/arXiv/"><id>{0}</id><created>2001-01-01</created><title>Paper {0}</title>
+<authors><author><keyname>Doe</keyname><forenames>Number {0}</forenames></author></authors>
+<categories>hep-ex cs.LG</categories><abstract>Text.</abstract></arXiv></metadata></record>"""
+    names = [f"{2000 + number // 5000}.{number % 5000:05d}" for number in range(10_000)]
+    (tmp_path / "oai.xml").write_text(f"<r>{''.join(map(record.format, names))}</r>")
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "2001.00007.tex").write_bytes(PAPER)
+    tracemalloc.start()
+    known = read_metadata(tuple(list_files((str(tmp_path / "oai.xml"),), ())), ReadLimits())
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 2_000_000  # 5.7 MB as objects
+    assert known.get("2001.00007")["title"] == "Paper 2001.00007" and known.get("\udcff") == {}
+    (document,), _ = read(
+        ArxivSource(name="a", paths=(str(tmp_path / "papers"),), metadata=(str(tmp_path / "oai.xml"),))
+    )
+    assert document.meta["authors"] == ["Number 2001.00007 Doe"] and document.meta["categories"] == ["hep-ex", "cs.LG"]
 
 
 @pytest.mark.real_data
