@@ -9,6 +9,7 @@ its primitives are called directly.
 """
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -163,9 +164,19 @@ def _packed_rows(
     return _packed_forward(q, k, v, segments, scale, window)[0]
 
 
+def check_offsets(shape: tuple[int, ...]) -> None:
+    """ValueError where a device's queries, [B, T, N, H], are more than int32 offsets reach: they would wrap, unsaid."""
+    if (size := math.prod(shape)) >= 1 << 31:
+        raise ValueError(
+            f"cuDNN's packed kernel has int32 offsets, and a device's queries have B x T x N x H = {size:,} "
+            "elements: raise train.grad_accum_steps, or set model.execution.kernel='cudnn'"
+        )
+
+
 def _packed_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, scale: float, window: int | None
 ) -> tuple[jax.Array, Any]:
+    check_offsets(q.shape)
     batch, length, heads, _ = q.shape
     lengths, first, runs = segment_layout(segments, MAX_SEGMENTS)
 

@@ -1,12 +1,21 @@
 """Every kernel against the plain formula on packed rows, forward and gradient; how one is chosen."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.attention import AttentionShape, attention, blockwise_attention, choose_kernel
-from models.kernels.cudnn import segment_layout
+from models.attention import (
+    AttentionShape,
+    attention,
+    blockwise_attention,
+    choose_kernel,
+    masked_attention,
+    visible,
+)
+from models.kernels.cudnn import HOPPER_AND_LATER, check_offsets, packed_attention, segment_layout
 from models.sharding import MeshConfig, make_mesh
 
 BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 2, 128, 4, 2, 16
@@ -191,3 +200,42 @@ def test_segment_layout_lists_every_run_and_counts_those_that_do_not_fit():
     assert first.reshape(-1).tolist() == [0, 2, 5, 6, 7, 8, 12, 12]
     assert int(runs) == 6
     assert int(segment_layout(segments, 2)[2]) == 6  # more than the 4 places there are
+
+
+@pytest.mark.parametrize("kernel", ["cudnn", "cudnn_packed"])
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_cudnn_equals_the_plain_formula_forward_and_backward(kernel: str, window: int | None, head_dim: int):
+    """In the relative error of each whole array: bfloat16 rounding alone gives about 0.005."""
+    if jax.default_backend() != "gpu":
+        pytest.skip("no GPU here, so cuDNN's kernels are not run; JAX_PLATFORMS=cuda,cpu shows the tests one")
+    kind = jax.devices()[0].device_kind
+    if kernel == "cudnn_packed" and not any(name in kind for name in HOPPER_AND_LATER):
+        pytest.skip(f"packed rows need Hopper or later, and this is {kind!r}")
+    draw, length, scale = np.random.default_rng(0).standard_normal, 256, head_dim**-0.5
+    q, k, v, upstream = (jnp.asarray(draw((2, length, heads, head_dim)), jnp.bfloat16) for heads in (4, 2, 2, 4))
+    segments = jnp.asarray(np.repeat([[1, 2, 3, 0], [1, 1, 2, 2]], length // 4, axis=1), jnp.int32)
+
+    def ours(q, k, v):
+        out = attention(q, k, v, segment_ids_BT=segments, scale=scale, window=window, kernel=kernel)
+        return jnp.vdot(out.astype(jnp.float32), upstream.astype(jnp.float32)), out
+
+    def plain(q, k, v):
+        seen = visible(segments, segments, None, window)
+        out = masked_attention(*(one.astype(jnp.float32) for one in (q, k, v)), seen, scale=scale, softcap=None)
+        return jnp.vdot(out, upstream.astype(jnp.float32)), out
+
+    _, out, *gradients = value_and_gradients(ours, q, k, v)
+    _, expected, *expected_gradients = value_and_gradients(plain, q, k, v)
+    for one, other in zip([out, *gradients], [expected, *expected_gradients]):
+        one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+        assert np.linalg.norm(one - other) < 0.02 * np.linalg.norm(other)
+
+
+def test_more_queries_than_int32_offsets_reach_are_refused():
+    check_offsets((1, 2**13, 2**9, 2**8))
+    shapes = [jax.ShapeDtypeStruct((2, 2**13, heads, 2**9), jnp.bfloat16) for heads in (2**8, 2, 2)]
+    segments = jax.ShapeDtypeStruct((2, 2**13), jnp.int32)
+    run = functools.partial(packed_attention, scale=1.0, window=None, softcap=None)
+    with pytest.raises(ValueError, match=r"B x T x N x H = 2,147,483,648 elements: raise train\.grad_accum_steps"):
+        jax.eval_shape(run, *shapes, segments)
