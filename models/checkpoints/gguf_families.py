@@ -168,7 +168,9 @@ def _write_llama(config: ModelConfig) -> Written:
     block = config.pattern[0]
     values = _sizes_values(config) | _rotary_values(block.rotary, config.head_dim)
     values["attention.layer_norm_rms_epsilon"] = config.norm.eps
-    if block.window is not None:
+    if block.window is not None:  # llama.cpp passes the key over for these architectures
+        if block.window < (config.embedding.max_positions or math.inf):
+            raise ValueError(f"a window of {block.window} tokens is no part of these architectures in llama.cpp")
         values["attention.sliding_window"] = block.window
     tensors = {}
     if block.rotary is not None and isinstance(block.rotary.scaling, Llama3Scaling):

@@ -91,6 +91,11 @@ def test_a_saved_model_loads_with_equal_logits(tmp_path, architecture, changes):
     assert (loaded.tokenizer.bos_id, loaded.tokenizer.eos_id) == (1, 2)
 
 
+def test_a_window_as_long_as_the_context_is_none(tmp_path):
+    model = tiny_model(pattern=(Block(window=256),))
+    assert load_checkpoint(save_gguf(model, tmp_path / "model.gguf")).config.pattern == model.config.pattern
+
+
 def test_rotary_factors_of_llama_31_are_recognised(tmp_path):
     rotary = Rotary(theta=500_000.0, scaling=Llama3Scaling(factor=8.0))
     model = tiny_model(pattern=(Block(rotary=rotary),))
@@ -108,6 +113,7 @@ def test_rotary_factors_of_llama_31_are_recognised(tmp_path):
         {"norm": LayerNorm()},
         {"attention": Attention(softcap=5.0)},
         {"pattern": (Block(), LOCAL)},
+        {"pattern": (LOCAL,)},  # llama.cpp would run it without its window
         {**FAMILIES["gemma2"], "attention": Attention(softcap=50.0, query_scale=0.5)},
     ],
 )
@@ -239,6 +245,13 @@ def test_tokenizers_that_gguf_has_no_words_for_are_refused():
     backend = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
     with pytest.raises(ValueError, match="this one is Unigram"):
         tokenizer_metadata(dataclasses.replace(tokenizer, backend=backend))
+    words = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": ["a", "b", "ab"],
+        "tokenizer.ggml.merges": ["a b"],
+    }
+    smaug, llama3 = (tokenizer_of(words | {"tokenizer.ggml.pre": name}, "x") for name in ("smaug-bpe", "llama-bpe"))
+    assert smaug.backend.to_str() == llama3.backend.to_str()  # two names of one way to split
     with pytest.raises(ValueError, match=r"x.gguf has no score for each of its 1 tokens"):
         tokenizer_of({"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a"]}, "x.gguf")
     with pytest.raises(ValueError, match="kind 'bert'"):
