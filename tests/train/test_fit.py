@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from models.sharding import MESH_AXES, MeshConfig, abstract_mesh, make_mesh
+from tests.train.compile_many import WHOLE
 from train.chips import parse_topology
 from train.compile import compile_step, fitted, total_bytes
 from train.config import Config, apply_overrides, load_config
@@ -40,8 +41,10 @@ def predicted(path: str, machine: str, overrides: list[str]) -> int:
     return sum(memory_by_kind(config, state, sizes_of(config), parse_topology(machine).platform).values())
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", WHOLE)
 def test_memory_predicted_from_shapes_is_within_15_percent_of_the_compilers(name: str):
+    if name not in RECORDED:
+        pytest.skip(f"not compiled yet: python -m tests.train.compile_many --record '{name}' keeps what it takes")
     one = RECORDED[name]
     assert predicted(one["config"], one["machine"], one["overrides"]) == pytest.approx(one["bytes"], rel=0.15)
 
