@@ -76,7 +76,7 @@ class Filler:
         windows = [window for number, item in enumerate(masked) for window in self.windows(number, item)]
         out: list[list[str | None]] = [[None] * len(item.spans) for item in masked]
         order = sorted(range(len(windows)), key=lambda i: (len(windows[i].ids), i))
-        start = 0  # rows and width follow from a window's own length: its neighbours change nothing
+        start = 0  # rows and width follow from a window's own length, never from its neighbours'
         while start < len(order):
             width = width_of(len(windows[order[start]].ids))
             rows = max(1, self.batch_tokens // width)

@@ -4,6 +4,10 @@ Maini et al. 2024 (arXiv 2401.16380, appendix A): the same content told simply, 
 and answers; the wording of the prompts here is our own. Long documents go in parts of whole paragraphs; lists, tables
 and code stay as they are. The model is a `Generator`, such as `models.specs.CheckpointGenerator(chat=True)`. A copy is
 a function of document, settings and seed whether it decodes greedily or draws: every prompt brings a seed of its own.
+
+SmolLM2-135M-Instruct, greedy, at most 512 new tokens, on 50 paragraphs of news of 250 to 700 characters (3,250 tokens
+of answers, about): 5 kept (10 %); 14 changed names, 14 changed numbers, 9 too short, 6 the same text, 1 a loop, 1 cut;
+261 s of processor time in batches of 16. It is a small model for this: it leaves out what it should keep.
 """
 
 from __future__ import annotations
