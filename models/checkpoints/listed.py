@@ -66,8 +66,8 @@ def checked(folder: Path) -> Path:
     if any(file.suffix == ".safetensors" or file.suffix in PICKLES for file in folder.iterdir()):
         return folder
     raise ValueError(
-        f"{folder} has no .safetensors: pickles such as pytorch_model.bin can run code and are not fetched from the Hugging "
-        "Face hub; name a revision with safetensors (hf:org/name@refs/pr/NUMBER) or convert a copy"
+        f"{folder} has no .safetensors: pickles such as pytorch_model.bin can run code and are not fetched from the "
+        "Hugging Face hub; name a revision with safetensors (hf:org/name@refs/pr/NUMBER) or convert a copy"
     )
 
 
