@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ SMALLEST_VOCABULARY = {
     "unigram": len(SPECIAL_IDS) + BYTES + len(REQUIRED_CHARS),
     "byte_bpe": 3 + BYTES,
 }
+TAKEN = re.compile("<s>|</s>|<pad>|<unk>|<0x[0-9A-F]{2}>")  # pieces of every SentencePiece vocabulary
 RESERVED_TOKEN = "<|reserved_{}|>"
 
 
@@ -73,6 +75,10 @@ class TokenizerConfig:
         tokens = self.control_tokens
         if self.reserved_tokens < 0 or len(set(tokens)) < len(tokens) or not all(tokens):
             raise ValueError(f"tokenizer.special_tokens {list(self.special_tokens)}: expected different names")
+        if taken := [token for token in tokens if TAKEN.fullmatch(token)]:
+            raise ValueError(
+                f"tokenizer.special_tokens {list(self.special_tokens)}: {taken[0]} is already a piece; take another"
+            )
         least = SMALLEST_VOCABULARY[self.kind] + len(tokens)
         if self.vocab_size <= least:
             raise ValueError(

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from tokenizers import Tokenizer
 from models.checkpoints.location import read_object
 
 TEMPLATE_FILE = "chat_template.jinja"
+SENTENCEPIECE_FILE = "tokenizer.model"
+CARRIED = ("unk_token", "additional_special_tokens", "split_special_tokens")  # of tokenizer_config.json, as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,9 @@ class TextTokenizer:
 
     stop_ids: ids that end a generated text (end of sequence, and end of turn where the checkpoint names one).
     prefix_bos: whether `encode_prompt` puts BOS first where the tokenizer's own post-processor does not.
+    carried: further keys of tokenizer_config.json that are saved again. With split_special_tokens, as tokenizers
+    trained here have it, "<s>" in a document is three characters; in a prompt it is the token, since chats have it.
+    sentencepiece: the bytes of tokenizer.model, saved again.
     """
 
     backend: Tokenizer = field(repr=False)
@@ -34,6 +39,17 @@ class TextTokenizer:
     stop_ids: tuple[int, ...]
     chat_template: str | None = field(default=None, repr=False)
     prefix_bos: bool = False
+    carried: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    sentencepiece: bytes | None = field(default=None, repr=False)
+
+    @cached_property
+    def _document_backend(self) -> Tokenizer:
+        """The backend of documents: one of its own where they are read otherwise than prompts."""
+        if not self.carried.get("split_special_tokens"):
+            return self.backend
+        backend = Tokenizer.from_str(self.backend.to_str())
+        backend.encode_special_tokens = True
+        return backend
 
     @property
     def vocab_size(self) -> int:
@@ -41,17 +57,26 @@ class TextTokenizer:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text alone, no BOS or EOS."""
+        """The ids of a part of a prompt, no BOS or EOS; special tokens are found in it."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of many texts at once, on all cores."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """The ids of many documents, no BOS or EOS, as in training; on all cores."""
+        found = self._document_backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
+    def encode_document(self, text: str) -> list[int]:
+        """The ids of one document as in training, with BOS where `encode_prompt` puts it."""
+        return self._begun(self._document_backend, text)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids that the checkpoint expects a document to begin with: BOS first where it was trained so."""
-        ids = self.backend.encode(text, add_special_tokens=True).ids
-        if self.eos_id is not None and len(ids) > 1 and ids[-1] == self.eos_id and not text.endswith(self._eos_text()):
+        """The ids of a prompt: BOS first where the checkpoint was trained so; special tokens are found in the text."""
+        return self._begun(self.backend, text)
+
+    def _begun(self, backend: Tokenizer, text: str) -> list[int]:
+        ids = backend.encode(text, add_special_tokens=True).ids
+        named = text.endswith(self._eos_text()) and not backend.encode_special_tokens
+        if self.eos_id is not None and len(ids) > 1 and ids[-1] == self.eos_id and not named:
             ids = ids[:-1]  # a post-processor that closes documents must not close a prompt
         if self.prefix_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids = [self.bos_id, *ids]
@@ -82,15 +107,18 @@ class TextTokenizer:
         return self._text_of(self.eos_id)
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and the chat template, as `AutoTokenizer` reads them."""
+        """Write tokenizer.json, its config, the chat template and tokenizer.model, as `AutoTokenizer` reads them."""
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / "tokenizer.json"))
         named = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        config |= {key: self._text_of(value) for key, value in named.items() if value is not None}
+        config |= {key: text for key, value in named.items() if (text := self._text_of(value))}
+        config |= self.carried
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         if self.chat_template is not None:
             (folder / TEMPLATE_FILE).write_text(self.chat_template)
+        if self.sentencepiece is not None:
+            (folder / SENTENCEPIECE_FILE).write_bytes(self.sentencepiece)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +151,21 @@ def load_tokenizer_folder(folder: Path, *, prefix_bos: bool = False) -> TextToke
         raise ValueError(f"{path} is not a tokenizer.json that this version of tokenizers reads: {error}") from None
     backend.no_padding()
     backend.no_truncation()
-    config = read_object(folder / "tokenizer_config.json")
     special = read_object(folder / "special_tokens_map.json")
+    config = special | {k: v for k, v in read_object(folder / "tokenizer_config.json").items() if v is not None}
 
     def token(name: str) -> int | None:
-        value = config.get(name, special.get(name))
+        value = config.get(name)
         text = value.get("content") if isinstance(value, dict) else value
-        return backend.token_to_id(text) if isinstance(text, str) else None
+        if not isinstance(text, str):
+            return None
+        found = backend.token_to_id(text)
+        if found is None:
+            raise ValueError(
+                f"{folder}: tokenizer_config.json names {name} {text!r}, a token that tokenizer.json does not have; "
+                "mend either"
+            )
+        return found
 
     eos = token("eos_token")
     generation = read_object(folder / "generation_config.json").get("eos_token_id")
@@ -143,7 +179,15 @@ def load_tokenizer_folder(folder: Path, *, prefix_bos: bool = False) -> TextToke
         stop_ids=tuple(stops),
         chat_template=_template(folder, config),
         prefix_bos=prefix_bos,
+        carried={key: config[key] for key in CARRIED if config.get(key) is not None},
+        sentencepiece=_sentencepiece(folder / SENTENCEPIECE_FILE),
     )
+
+
+def _sentencepiece(path: Path) -> bytes | None:
+    """The file where it is a SentencePiece model; other libraries give the same name to lists of tokens."""
+    content = path.read_bytes() if path.is_file() else b""
+    return content if content.startswith(b"\n") else None  # the first field of its protobuf: the pieces
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
