@@ -18,8 +18,10 @@ _BELOW_TWENTY = (
     "eighteen nineteen"
 )
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_VALUES = {word: value for value, word in enumerate(_BELOW_TWENTY.split())}
-_VALUES |= {word: 10 * value for value, word in enumerate(_TENS.split(), start=2)}
+_VALUES = {
+    **{word: value for value, word in enumerate(_BELOW_TWENTY.split())},
+    **{word: 10 * value for value, word in enumerate(_TENS.split(), start=2)},
+}
 _SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
 _WORD = f"(?:{'|'.join((*_VALUES, *_SCALES))})\\b"
 _AND = "|".join(rf"(?<={scale})\sand\s" for scale in _SCALES)

@@ -21,10 +21,9 @@ from data.document import Drop
 
 VERSION = 2
 # Articles and the like that change before a vowel: of English, French, Italian, Catalan.
-_BEFORE_VOWELS = frozenset(
-    ["a", "an", "ce", "cet", "de", "del", "della", "du", "el", "il", "la", "le", "lo", "un", "una"]
-)
-_BEFORE_VOWELS |= frozenset(["al", "alla", "au", "che", "di", "je", "ma", "ne", "que", "sa", "se", "ta", "uno"])
+_BEFORE_VOWELS = frozenset(["a", "al", "alla", "an", "au", "ce", "cet", "che", "de", "del", "della", "di", "du"]) | {
+    *["el", "il", "je", "la", "le", "lo", "ma", "ne", "que", "sa", "se", "ta", "un", "una", "uno"]
+}
 _PARTS = {"NOUN": "n", "VERB": "v", "ADJ": "a", "ADV": "r"}
 # Words that WordNet has in some sense and that stand for another thing in most sentences.
 _STOP = frozenset(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -60,6 +60,11 @@ class ScorePerplexity:
     version: ClassVar[int] = VERSION
     code_modules: ClassVar[tuple[str, ...]] = ("data.clean.perplexity",)
     libraries: ClassVar[tuple[str, ...]] = ("pyarrow",)
+
+    def inputs_key(self) -> Any:
+        """Which files the scorer reads, where it says so: a model trained anew at the same place scores anew."""
+        files = getattr(self.scorer, "inputs_key", None)
+        return files() if files else None
 
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
         work = partial(score_documents, batch_size=self.batch_size)
