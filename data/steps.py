@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from data.clean.pii import LIBRARIES as PII_LIBRARIES
 from data.clean.pii import VERSION as PII_VERSION
@@ -22,6 +25,7 @@ from data.stage import Counts, Stage
 from data.tokenizer import LIBRARIES as TOKENIZER_LIBRARIES
 from data.tokenizer import VERSION as TOKENIZER_VERSION
 from data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from data.tokenizer_extend import VERSION as EXTENSION_VERSION
 from data.tokenizer_extend import TokenizerExtension, TokenizerSource, extend_tokenizer
 from data.tokens import LIBRARIES as TOKENS_LIBRARIES
 from data.tokens import VERSION as TOKENS_VERSION
@@ -95,11 +99,12 @@ def token_steps(
     """The steps that train the tokenizer and write the token shards."""
     inputs = [dataset / step.folder for step in before]
     keys = [step.key for step in before]
+    ready = tokenizer.base if isinstance(tokenizer, TokenizerExtension) else tokenizer
     training_key = make_key(
         "tokenizer",
-        version=TOKENIZER_VERSION,
+        version=EXTENSION_VERSION if isinstance(tokenizer, TokenizerExtension) else TOKENIZER_VERSION,
         settings=tokenizer,
-        inputs=keys,
+        inputs=keys if isinstance(ready, TokenizerConfig) else [*keys, source_hash(ready)],
         libraries=TOKENIZER_LIBRARIES,
         writes_tables=False,
     )
@@ -141,6 +146,16 @@ def token_steps(
         }
 
     return [training, Step("tokens", tokens_key, tokenize)]
+
+
+def source_hash(source: TokenizerSource) -> str:
+    """A hash of the files that a ready tokenizer writes: another tokenizer at the same location is another dataset."""
+    digest = xxhash.xxh3_128()
+    with tempfile.TemporaryDirectory() as folder_name:
+        source.write(Path(folder_name))
+        for path in sorted(Path(folder_name).iterdir()):
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _books(name: str, output: Path, counts: Counts, before: Mapping[str, int] | None, engine: Engine) -> dict[str, Any]:

@@ -39,9 +39,12 @@ from data.tokenize import token_dtype, tokenize
 from data.tokenizer import Tokenizer, load_tokenizer
 
 VERSION = 2
-LIBRARIES = ("array_record", "pyarrow", "sentencepiece", "tokenizers")
+LIBRARIES = ("array_record", "py3langid", "pyarrow", "sentencepiece", "tokenizers")
 CODE_MODULES = (
+    "data.clean.language",
+    "data.languages",
     "data.tokenizer",
+    "data.tokenizer_bytes",
     "data.tokenizer_json",
     "data.tokenizer_sample",
     "data.chat_tokens",

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from data import steps
 from data.document import Document
+from data.steps import token_steps
 from data.tables import write_documents
 from data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from data.tokenizer_extend import TokenizerExtension, extend_bpe, extend_tokenizer
@@ -99,7 +101,28 @@ def test_a_language_in_the_same_script_gets_only_pieces_with_new_letters(base: P
     assert count and all(any(ord(character) > 127 for character in piece.replace("Ġ", "")) for piece in fresh)
 
 
-def test_bad_input_is_one_line(base: Path, tmp_path: Path) -> None:
+def test_the_key_follows_the_files_of_the_base_and_the_version(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_tokenizer(base / "base").save(tmp_path)
+    copied = Copied(folder=tmp_path)
+    extension = TokenizerExtension(base=copied, languages=("el",))
+
+    def keys() -> list[str]:
+        return [token_steps(tmp_path, tokenizer, 0, [])[0].key for tokenizer in (copied, extension)]
+
+    first = keys()
+    assert keys() == first
+    monkeypatch.setattr(steps, "EXTENSION_VERSION", steps.EXTENSION_VERSION + 1)
+    assert [a == b for a, b in zip(keys(), first)] == [True, False]
+    monkeypatch.undo()
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    spec["model"]["merges"] = spec["model"]["merges"][:-1]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))  # another tokenizer at the same place
+    assert not set(keys()) & set(first)
+
+
+def test_bad_input_is_one_line(base: Path, extended: Path, tmp_path: Path) -> None:
     train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=600), [base / "documents.parquet"], tmp_path / "other")
     cases = [
         (lambda: TokenizerExtension(base=Copied(folder=base), languages=()), "expected at least one language"),
