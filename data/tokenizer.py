@@ -222,18 +222,18 @@ def finished_model(model: bytes) -> bytes:
     return proto.SerializeToString(deterministic=True)
 
 
-def load_tokenizer(folder: Path | str) -> Tokenizer:
+def load_tokenizer(folder: Path | str, *, needs_eos: bool = True) -> Tokenizer:
     """The tokenizer of a folder: `tokenizer.model` written by `train_tokenizer`, else `tokenizer.json`.
 
-    Raises ValueError in one line when neither is there or the file cannot be read.
+    needs_eos: as of `JsonTokenizer`. Raises ValueError in one line when neither is there or the file cannot be read.
     """
     folder = Path(folder)
     if (folder / "tokenizer.json").is_file():
         if not (folder / MODEL_FILE).is_file():
-            return JsonTokenizer(folder)
+            return JsonTokenizer(folder, needs_eos=needs_eos)
         # A Hugging Face folder may carry another library's tokenizer.model beside the tokenizer.json that counts.
         ours = _read_ours(folder / MODEL_FILE)
-        return ours if ours is not None else JsonTokenizer(folder)
+        return ours if ours is not None else JsonTokenizer(folder, needs_eos=needs_eos)
     if (folder / MODEL_FILE).is_file():
         tokenizer = _read_ours(folder / MODEL_FILE)
         if tokenizer is not None:

@@ -38,10 +38,11 @@ class JsonTokenizer:
     """Any `tokenizer.json` with the special tokens that the folder's `tokenizer_config.json` names.
 
     Special tokens are not looked for in text. A tokenizer without BOS begins documents with its EOS, as GPT-2 was
-    trained; one without a padding token pads with EOS (padding has no loss and is masked).
+    trained; one without a padding token pads with EOS (padding has no loss and is masked). needs_eos: without EOS no
+    dataset can be made (ValueError), but text can be measured; the ids of BOS, EOS and padding are then -1.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, needs_eos: bool = True):
         path = folder / JSON_FILE
         try:
             self._text = path.read_text(encoding="utf-8")
@@ -54,13 +55,12 @@ class JsonTokenizer:
         self._backend.encode_special_tokens = True
         self._config = _special_config(folder)
         eos = self._special("eos_token")
-        if eos is None:
+        if eos is None and needs_eos:
             raise ValueError(f"{folder}: no eos_token in {CONFIG_FILE} or {MAP_FILE}; documents cannot be told apart")
-        self.eos_id: int = eos
-        self.bos_id: int = _first(self._special("bos_token"), eos)
-        self.pad_id: int = _first(self._special("pad_token"), eos)
-        added = self._backend.get_added_tokens_decoder()
-        self._special_ids = {token for token, entry in added.items() if entry.special}
+        self.eos_id: int = _first(eos, -1)
+        self.bos_id: int = _first(self._special("bos_token"), self.eos_id)
+        self.pad_id: int = _first(self._special("pad_token"), self.eos_id)
+        self._added = self._backend.get_added_tokens_decoder()
         self._byte_level = "ByteLevel" in json.dumps(json.loads(self._text).get("decoder"))
         self.vocab_size: int = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
 
@@ -84,8 +84,8 @@ class JsonTokenizer:
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes of text that one id stands for; none for a special token."""
         piece = self.piece(token)
-        if token in self._special_ids:
-            return b""
+        if token in self._added:  # written as it is in text, in byte-level vocabularies too
+            return b"" if self._added[token].special else piece.encode()
         if self._byte_level:
             return piece_bytes(piece)
         if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):

@@ -143,9 +143,11 @@ def _jsonl(path: Path) -> Iterator[tuple[str, str, str]]:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                yield str(row.get("language") or UNKNOWN), str(row.get("domain") or path.stem), row["text"]
-            except (ValueError, KeyError, AttributeError) as error:
-                raise ValueError(f"{path}, line {number}: expected an object with text and language") from error
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+                raise ValueError(f"{path}, line {number}: expected an object with text and language")
+            yield str(row.get("language") or UNKNOWN), str(row.get("domain") or path.stem), row["text"]
 
 
 def _tsv(path: Path) -> Iterator[tuple[str, str, str]]:

@@ -29,7 +29,7 @@ def find_tokenizer(where: str) -> Tokenizer:
     path = Path(where)
     for folder in (path, path / "tokenizer"):
         if (folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file():
-            return load_tokenizer(folder)
+            return load_tokenizer(folder, needs_eos=False)
     from models.checkpoints.load import load_tokenizer as load_checkpoint_tokenizer
     from models.checkpoints.location import resolve
 
@@ -38,7 +38,7 @@ def find_tokenizer(where: str) -> Tokenizer:
         raise ValueError(f"{where} has no tokenizer")
     with tempfile.TemporaryDirectory() as folder_name:
         found.save(Path(folder_name))
-        return load_tokenizer(folder_name)
+        return load_tokenizer(folder_name, needs_eos=False)
 
 
 def summary_rows(tokenizers: Mapping[str, Tokenizer], measured: Measured, costs: Premiums) -> list[list[object]]:
@@ -114,6 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         named = [(name or where, where) for name, _, where in (each.rpartition("=") for each in options.tokenizer)]
+        names = [name for name, _ in named]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two tokenizers are called {twice[0]!r}; give each a name of its own: NAME=WHERE")
         tokenizers = {name: find_tokenizer(where) for name, where in named}
         groups = read_groups(options.input, options.max_bytes)
         parallel: dict[str, list[str]] = {}

@@ -171,6 +171,22 @@ def test_any_tokenizer_json_is_read(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "copy").fingerprint == tokenizer.fingerprint
 
 
+def test_an_added_token_of_a_byte_level_vocabulary_stands_for_its_own_bytes(tmp_path: Path) -> None:
+    alphabet = {character: n for n, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Backend(models.BPE(vocab=alphabet, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<end>"])
+    added = ["two words", "λόγος", "é"]
+    backend.add_tokens(added)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    tokenizer = load_tokenizer(tmp_path)
+    text = "a two words λόγος é\n"
+    assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))) == text.encode()
+    assert tokenizer.token_bytes(tokenizer.eos_id) == b""
+
+
 def test_bad_input_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
     documents = shard(tmp_path, [Document(id="1", text="too little text", source="s")])
     held_out = shard(tmp_path, [Document(id="1", text="x", source="s", meta={"split": "heldout"})], "h.parquet")

@@ -12,7 +12,7 @@ from data.document import Document
 from data.tables import write_documents
 from data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from data.tokenizer_measure import measure, premiums, read_groups
-from data.tokenizer_report import main
+from data.tokenizer_report import find_tokenizer, main
 from tests.data.token_data import stdlib_documents
 
 
@@ -86,6 +86,8 @@ def test_the_command_writes_one_offline_page(folders: dict[str, Path], tmp_path:
     [
         ("x.tsv", "no tab here\n", "line 1: expected a language, a tab and a text"),
         ("x.jsonl", "{}\n", "line 1: expected an object with text and language"),
+        ("x.jsonl", '{"text": "a"}\n{"text": 5}\n', "line 2: expected an object with text and language"),
+        ("x.jsonl", "5\n", "line 1: expected an object with text and language"),
         ("x.tsv", "", "no text"),
         ("x.csv", "a,b", "expected a dataset, a folder"),
         ("folder/ka.txt", " \n", "language ka has no text"),
@@ -105,6 +107,20 @@ def test_bad_input_is_one_line(
     assert main(["--tokenizer", str(folders["bpe"]), "--input", str(where), "--out", str(tmp_path / "t.html")]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_two_tokenizers_of_one_name_are_refused(folders: dict[str, Path], capsys) -> None:  # type: ignore[no-untyped-def]
+    arguments = ["--tokenizer", f"a={folders['bpe']}", f"a={folders['byte_bpe']}", "--input", "x.tsv"]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == "error: two tokenizers are called 'a'; give each a name of its own: NAME=WHERE\n"
+
+
+def test_a_tokenizer_without_eos_is_measured_but_makes_no_dataset(folders: dict[str, Path], tmp_path: Path) -> None:
+    whole = load_tokenizer(folders["byte_bpe"])
+    (tmp_path / "tokenizer.json").write_bytes((folders["byte_bpe"] / "tokenizer.json").read_bytes())
+    with pytest.raises(ValueError, match="no eos_token"):
+        load_tokenizer(tmp_path)
+    assert measure(find_tokenizer(str(tmp_path)), ["the file"]) == measure(whole, ["the file"])
 
 
 def test_no_reference_language_is_one_line(tokenizer: Tokenizer) -> None:
