@@ -11,6 +11,7 @@ from data.sources.limits import BombError, CorruptError
 
 BLOCK = 512  # bytes of a tar header
 TAR_MAGIC_AT = 257
+MAX_EMPTY_READS = 100
 MAX_NAME_BYTES = 1 << 20  # of a header that holds a long name or extended attributes: tarfile reads those whole
 
 
@@ -19,7 +20,10 @@ class PathError(ValueError):
 
 
 class Member(NamedTuple):
-    """One entry. fault: "", "link_in_archive" or "path_climbs_out"; size: bytes; read: its bytes, before the next."""
+    """One entry. size: bytes; read: its bytes, before the next.
+
+    fault: "", "link_in_archive", "path_climbs_out" or "repeated_name".
+    """
 
     name: str
     fault: str
@@ -42,6 +46,20 @@ class _BoundedInfo(tarfile.TarInfo):
     _proc_gnusparse_10 = _proc_sparse
 
 
+class _Ending:
+    """A stream whose end is seen: tarfile goes on behind it, as far as a header says, in steps of 10 KiB."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._empty = stream, 0
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._stream.read(size)
+        self._empty += not data
+        if self._empty > MAX_EMPTY_READS:
+            raise EOFError("a member goes on behind the end of the archive")
+        return data
+
+
 def is_tar(head: bytes) -> bool:
     """Whether 512 bytes are a tar header."""
     return head[TAR_MAGIC_AT : TAR_MAGIC_AT + 5] == b"ustar"
@@ -57,12 +75,17 @@ def safe_name(name: str) -> str:
 
 def tar_members(stream: Any, max_members: int) -> Iterator[Member]:
     """Files and links of a tar stream. BombError beyond `max_members`, CorruptError where it ends early."""
+    names: set[int] = set()
     try:
-        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_BoundedInfo) as archive:
+        with tarfile.open(fileobj=_Ending(stream), mode="r|", tarinfo=_BoundedInfo) as archive:  # type: ignore[call-overload]
             for count, info in enumerate(archive):
                 archive.members = []  # type: ignore[attr-defined]  # which tarfile would keep to the end
                 if count >= max_members:
                     raise BombError(f"more than {max_members} members")
+                if (info.isfile() or info.issym() or info.islnk()) and hash(info.name) in names:
+                    yield Member(info.name, "repeated_name", 0, bytes)
+                    continue
+                names.add(hash(info.name))
                 if info.issym() or info.islnk():
                     yield Member(info.name, "link_in_archive", 0, bytes)
                 elif info.isfile():

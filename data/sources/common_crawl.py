@@ -48,7 +48,7 @@ class CommonCrawlSource:
     data_server: str = "https://data.commoncrawl.org"
     http: HttpLimits = field(default_factory=HttpLimits)
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     code_modules: ClassVar[tuple[str, ...]] = (
         "data.sources.common_crawl",
         "data.sources.http_fetch",
@@ -87,7 +87,7 @@ class CommonCrawlSource:
         try:
             answer = json.loads(body)
             return int(answer["pages"] if isinstance(answer, dict) else answer)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise FetchError(f"{url}: no number of pages in {body[:80]!r}") from error
 
     def inputs_key(self) -> Any:
@@ -131,16 +131,21 @@ class CommonCrawlSource:
         reader = WarcSource(
             name=self.name, paths=("records",), extract=self.extract, block=self.block, statuses=self.statuses
         )
+        seen: set[str] = set()
         for number, line in enumerate(lines):
             record = f"{self.crawl}:{shard['pattern']}:{shard['page']}:{number}"
             try:
                 capture = json.loads(line)
                 place = str(capture["filename"]), int(capture["offset"]), int(capture["length"])
                 url, status, mime = str(capture["url"]), int(capture.get("status", 0)), str(capture.get("mime", ""))
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 yield (record, {}), Extracted("", {"value": str(error)}, "bad_index_line")
                 continue
-            record = f"{place[0]}:{place[1]}"
+            if (name := f"{place[0]}:{place[1]}") in seen:
+                yield (record, {"url": url}), Extracted("", {"value": name}, "repeated_id")
+                continue
+            seen.add(name)
+            record = name
             meta = {"url": url, "capture": capture.get("timestamp"), "path": place[0], "offset": place[1]}
             reason = self._refusal(url, status, mime, place, blocked)
             if reason is not None:

@@ -40,7 +40,7 @@ def links_of(body: bytes, content_type: str, base: str) -> tuple[list[str], list
                 return [], []
             continue
         if tag == "base":
-            base = urljoin(base, address) if address else base
+            base = _joined(base, address)
             continue
         wanted = tag != "link" or relation in ("next", "prev", "canonical") or "alternate" in relation
         if not wanted or "nofollow" in relation or not address or len(pages) >= MAX_LINKS:
@@ -51,6 +51,14 @@ def links_of(body: bytes, content_type: str, base: str) -> tuple[list[str], list
     return list(pages), list(feeds)
 
 
+def _joined(base: str, address: str) -> str:
+    """What addresses of a page are relative to; one that is none is passed over, as browsers do."""
+    try:
+        return urljoin(base, address)
+    except ValueError:
+        return base
+
+
 def sitemap_links(body: bytes, base: str) -> tuple[list[str], list[str]]:
     """(pages, further sitemaps) of a sitemap or feed (RSS, Atom), or of a plain list; ([], []) for others."""
     if body[:2] == b"\x1f\x8b":
@@ -59,7 +67,8 @@ def sitemap_links(body: bytes, base: str) -> tuple[list[str], list[str]]:
         body = decode_payload(body, {"content-encoding": "gzip"}, 50 << 20).data
     if body.lstrip()[:1] != b"<":
         lines = body.decode("utf-8", "replace").split()
-        return [found for line in lines[:MAX_SITEMAP_URLS] if (found := canonical(line))], []
+        urls = [found for line in lines[:MAX_SITEMAP_URLS] if (found := canonical(line))]
+        return list(dict.fromkeys(urls)), []
     try:
         root = parse_xml(body)
     except ValueError:
@@ -86,8 +95,9 @@ def sitemap_links(body: bytes, base: str) -> tuple[list[str], list[str]]:
 
 def robots_sitemaps(body: bytes, base: str) -> list[str]:
     """Sitemaps that a robots.txt names."""
-    found = re.findall(rb"(?im)^\s*sitemap\s*:\s*(\S+)", body[: 1 << 19])
-    return [url for address in found if (url := canonical(address.decode("utf-8", "replace"), base))]
+    found = re.findall(rb"(?im)^[ \t]*sitemap[ \t]*:[ \t]*(\S+)", body[: 1 << 19])
+    urls = [url for address in found if (url := canonical(address.decode("utf-8", "replace"), base))]
+    return list(dict.fromkeys(urls))
 
 
 def redirect_of(status: int, headers: Mapping[str, str], url: str) -> str | None:

@@ -195,7 +195,7 @@ def open_stream(url: str, limits: ReadLimits, *, max_window_bytes: int = 1 << 27
     elif head == b"\x28\xb5\x2f\xfd" or (head[1:] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F):
         inner = _Zstd(raw, max_window_bytes)
     elif head[:3] == b"BZh":
-        inner = bz2.BZ2File(raw)
+        inner = _Bzip2(raw)
     else:
         return io.BufferedReader(BoundedReader(raw, None, limits), BUFFER)
     return io.BufferedReader(BoundedReader(inner, raw, limits), BUFFER)
@@ -229,6 +229,29 @@ class _Zstd:
                 self._frame = None
         data, self._output = bytes(self._output[:size]), self._output[size:]
         return data
+
+    def close(self) -> None:
+        self._raw.close()
+
+
+class _Bzip2:
+    """bzip2 streams one after the other. The library's own reader stops in silence at a damaged later one."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw, self._stream, self._started = raw, bz2.BZ2Decompressor(), False
+
+    def read(self, size: int) -> bytes:
+        while True:
+            data = b""
+            if self._stream.eof:
+                data, self._stream, self._started = self._stream.unused_data, bz2.BZ2Decompressor(), False
+            if self._stream.needs_input and not (data := data or self._raw.read(io.DEFAULT_BUFFER_SIZE)):
+                if self._started:
+                    raise EOFError("the last bzip2 stream ends early")
+                return b""
+            self._started = True
+            if found := self._stream.decompress(data, size):
+                return found
 
     def close(self) -> None:
         self._raw.close()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import xxhash
 
 from data.sources.limits import BombError, CorruptError, FetchError
 
+TREE_SECONDS = 600.0  # a million files take seconds; trees of trees without a file may have no end
 GIT_SECONDS = 600.0  # a clone of a large repository; everything else takes seconds
 PROTOCOLS = "https:http:ssh:git:file"
 URL = re.compile(r"(https?|ssh|git|file)://[^\s-][^\s]*")
@@ -126,13 +129,20 @@ def list_tree(folder: str, commit: str, limit: int) -> list[Blob]:
     entries: list[Blob] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment()) as process:
         assert process.stdout is not None
+        timer = threading.Timer(TREE_SECONDS, process.kill)
+        timer.start()
         rest = b""
-        while chunk := process.stdout.read(1 << 20):
-            *lines, rest = (rest + chunk).split(b"\0")
-            entries += map(_entry, lines)
-            if len(entries) > limit:
-                process.kill()
-                raise BombError(f"more than {limit} files")
+        try:
+            while chunk := process.stdout.read(1 << 20):
+                *lines, rest = (rest + chunk).split(b"\0")
+                entries += map(_entry, lines)
+                if len(entries) > limit:
+                    process.kill()
+                    raise BombError(f"more than {limit} files")
+        finally:
+            timer.cancel()
+    if process.returncode == -signal.SIGKILL:
+        raise BombError(f"the tree was not walked in {TREE_SECONDS:g} s")
     if process.returncode:
         raise CorruptError(f"git ls-tree failed on {commit[:12]}")
     return sorted(entries, key=lambda entry: entry.path)
@@ -148,8 +158,12 @@ class BlobReader:
     """`git cat-file --batch` kept open: one process for all files of a repository."""
 
     def __init__(self, folder: str) -> None:
-        self._process = subprocess.Popen(
-            ["git", *SAFE, "--git-dir", folder, "cat-file", "--batch"],
+        self._folder = folder
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            ["git", *SAFE, "--git-dir", self._folder, "cat-file", "--batch"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -162,10 +176,16 @@ class BlobReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         self._process.kill()
         for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+            try:
+                if stream is not None:
+                    stream.close()
+            except BrokenPipeError:  # what was asked of a process that had ended
+                continue
         self._process.wait()
 
     def read(self, blob: Blob) -> bytes:
@@ -175,13 +195,23 @@ class BlobReader:
             self._process.stdin.write(f"{blob.sha}\n".encode())
             self._process.stdin.flush()
         except BrokenPipeError as error:
+            self._restart()
             raise ValueError("git cat-file ended") from error
         head = self._process.stdout.readline().split()
+        if not head:  # git ends at a damaged object; the others are not its fault
+            self._restart()
         if len(head) != 3 or head[1] != b"blob":
             raise ValueError(f"object {blob.sha[:12]} does not read")
-        data = self._process.stdout.read(int(head[2]))
-        self._process.stdout.read(1)
-        return data
+        size = int(head[2])
+        data = self._process.stdout.read(size + 1)
+        if len(data) <= size:
+            self._restart()
+            raise ValueError(f"object {blob.sha[:12]} ends early")
+        return data[:size]
+
+    def _restart(self) -> None:
+        self._stop()
+        self._process = self._start()
 
     def read_all(self, blobs: Sequence[Blob]) -> Iterator[tuple[Blob, bytes]]:
         """(blob, bytes) one after the other."""

@@ -51,7 +51,7 @@ class GitSource:
     max_repository_bytes: int = 1 << 30
     cache: str = "~/.cache/sluice/git"
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     code_modules: ClassVar[tuple[str, ...]] = tuple(
         f"data.sources.{name}"
         for name in ("base", "git_repository", "git_objects", "jsonl", "licences", "notebooks", "source_code")
@@ -126,7 +126,10 @@ class GitSource:
         texts = {}
         for entry in entries:
             if LICENCE_FILE.search(entry.path) and entry.mode.startswith("100") and 0 < entry.size <= MAX_LICENCE_BYTES:
-                texts[entry.path] = reader.read(entry).decode("utf-8", "replace")
+                try:
+                    texts[entry.path] = reader.read(entry).decode("utf-8", "replace")
+                except ValueError:  # the file itself is counted where its turn comes
+                    continue
             if len(texts) >= 20:
                 break
         return repository_licence(texts)

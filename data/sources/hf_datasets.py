@@ -70,12 +70,10 @@ class HfDatasetSource:
 
     def _stream(self) -> Any:
         try:
-            import datasets
+            from datasets import load_dataset  # by name: a folder of datasets is a module of its own
         except ImportError as error:
             raise ValueError("HfDatasetSource needs the `datasets` package: pip install datasets") from error
         try:
-            return datasets.load_dataset(
-                self.path, self.config, split=self.split, revision=self.revision, streaming=True
-            )
+            return load_dataset(self.path, self.config, split=self.split, revision=self.revision, streaming=True)
         except (OSError, ValueError) as error:
             raise ValueError(f"dataset {self.path!r}, split {self.split!r}: {str(error).splitlines()[0]}") from error
