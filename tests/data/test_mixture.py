@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import count as counting
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data.loader import LoaderConfig, open_loader
 from data.mixture import PERIOD, Mixture, spread
+from tests.data.token_data import build, stdlib_documents
 
 WEIGHTS = (
     [1.0],
@@ -137,3 +141,31 @@ def test_a_period_is_planned_quickly() -> None:
     begin = time.process_time()
     mixture.locate(np.arange(5))
     assert time.process_time() - begin < 1.0  # s; 0.1 here
+
+
+@pytest.fixture(scope="module")
+def three_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    documents = [
+        replace(document, source="tests") if document.source == "prose" and number % 3 == 0 else document
+        for number, document in enumerate(stdlib_documents(25))
+    ]
+    return build(tmp_path_factory.mktemp("three"), documents)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_any_1000_rows_of_a_dataset_meet_the_weights_on_every_number_of_processes(
+    three_sources: Path, processes: int
+) -> None:
+    weights = {"code": 0.5, "prose": 0.3, "tests": 0.2}
+    config = LoaderConfig(seq_len=64, global_batch_size=8, weights=tuple(weights.items()))
+    loaders = [open_loader(three_sources, config, process_index=p, process_count=processes) for p in range(processes)]
+    tokens, sources = [], []
+    for step in range(250):
+        for loader in loaders:  # their rows one after another are the global batch
+            tokens += (loader.batch(step)["segment_ids"] > 0).sum(1).tolist()
+        sources += [info.source for info in loaders[-1].rows_of(step)]
+    total = np.cumsum([0, *tokens])
+    for source, weight in weights.items():
+        mine = np.cumsum([0, *np.where(np.array(sources) == source, tokens, 0)])
+        shares = (mine[1000:] - mine[:-1000]) / (total[1000:] - total[:-1000])
+        assert np.abs(shares - weight).max() < 0.003
