@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import sentencepiece
 
+from configs.quickstart import get_data
 from data.document import Document
+from data.sources.python_packages import PythonCode, PythonProse
 from data.tables import write_documents
 from data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 from data.tokenizer_json import JsonTokenizer
 from data.tokenizer_measure import premiums
 from data.tokenizer_report import find_tokenizer
 from tests.data.test_tokenizer import TRICKY, fuzz
-from tests.data.token_data import stdlib_documents
 from tests.data.world_text import declarations, sentences, skewed, udhr_folder
 
 KINDS = ("bpe", "unigram", "byte_bpe")
@@ -77,10 +80,23 @@ def test_exports_agree_on_tricky_strings_in_60_languages(folder: Path) -> None:
         assert theirs.decode(expected, skip_special_tokens=True) == ours.decode(expected) == text
 
 
+@cache
+def quickstart_texts() -> list[str]:
+    """About two megabytes of each source of the quickstart."""
+    texts = []
+    for source in get_data().sources:
+        assert isinstance(source, PythonProse | PythonCode)
+        part = replace(source, max_bytes=2_000_000, max_group_bytes=100_000)
+        found = (document for shard in part.shards() for document in part.documents(shard))
+        texts += [document.text for document in found if isinstance(document, Document)]
+    return texts
+
+
 @pytest.mark.slow
-def test_every_sentence_and_file_comes_back(folder: Path) -> None:
+def test_every_sentence_and_quickstart_document_comes_back(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
-    texts = [text for part in skewed().values() for text in part] + [document.text for document in stdlib_documents()]
+    texts = [*(text for part in sentences().values() for text in part), *quickstart_texts()]
+    assert sum(len(text) for text in quickstart_texts()) > 2_000_000 and len(texts) > 50_000
     for text, ids in zip(texts, tokenizer.encode_batch(texts)):
         assert tokenizer.decode(ids.tolist()) == text
 
