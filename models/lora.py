@@ -86,7 +86,10 @@ class LoRA:
 
 def matches(pattern: str, path: str) -> bool:
     """Whether a dotted path contains the dotted names of the pattern, or is matched whole by it as an expression."""
-    return f".{pattern}." in f".{path}." or re.fullmatch(pattern, path) is not None
+    try:
+        return f".{pattern}." in f".{path}." or re.fullmatch(pattern, path) is not None
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
 
 
 def add_lora(

@@ -187,6 +187,8 @@ def test_what_does_not_fit_is_refused_in_one_line(base):
     add = lambda **changes: add_lora(base, LoRA(**changes), rngs=nnx.Rngs(1))  # noqa: E731
     with refused("'qq' matches nothing", "layers.attention.q"):
         add(targets=("q", "qq"))
+    with refused("no regular expression: missing"):
+        add(targets=("q(",))
     with refused("rank_pattern: 'gate' matches nothing"):
         add(rank_pattern=(("gate", 4),))
     with refused("lora.rank=17 is above a side of layers.attention.k", "32 x 16", "at most 16"):
