@@ -1,14 +1,16 @@
 """Llama-3-8B-Instruct tuned on chats with QLoRA on one accelerator: the base rests in NF4, 4.127 bits a weight.
 
     python -m train.main --config configs/llama3_8b_qlora.py --dry-run
-    python -m train.main --config configs/llama3_8b_qlora.py init_from=DIR data.tokenizer.location=DIR
+    python -m train.main --config configs/llama3_8b_qlora.py
 
 The dry run needs no accelerator and no weights; it prints shardings and memory by kind, quantised projections and the
-rest of the base apart. DIR is a Hugging Face folder of the weights, whose licence asks you to fetch them yourself;
-they are quantised while they load. Chats are JSON Lines of messages, prompt and completion, ShareGPT or Alpaca records.
+rest of the base apart. CHECKPOINT names the weights, whose licence asks you to fetch them yourself; where they
+lie in a folder of yours, name that in a copy of this file. They are quantised while they load. Chats are JSON Lines of
+messages, prompt and completion, ShareGPT or Alpaca records; the stage Chats renders them in the model's template.
 """
 
 from data.build import DataConfig
+from data.chat_stage import Chats
 from data.heldout import HeldOut
 from data.loader import LoaderConfig
 from data.sources.chat_files import ChatFiles
@@ -54,7 +56,7 @@ def get_config() -> Config:
         data=DataConfig(
             path="datasets/llama3_chats",
             sources=(ChatFiles(name="chats", paths=("corpus/chats/*.jsonl",)),),
-            stages=(HeldOut(fraction=0.01),),
+            stages=(HeldOut(fraction=0.01), Chats(tokenizer=CheckpointTokenizer(location=CHECKPOINT), max_tokens=2049)),
             tokenizer=CheckpointTokenizer(location=CHECKPOINT),
         ),
         loader=LoaderConfig(seq_len=2048, global_batch_size=16, packing="first_fit", seed=0),

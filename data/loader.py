@@ -280,12 +280,24 @@ def open_loader(
     tokens = {source: index.tokens for source, index in reader.index.items()}
     wanted = {source for _, shares in weight_phases(config.weights, config.changes, tokens) for source in shares}
     check_whole({source: reader.index[source] for source in wanted}, config)
+    _check_pairs({source: reader.index[source].second is not None for source in reader.index if source in wanted})
     plans = {
         source: cached_plan(folder, index.num_tokens, config.seq_len, config.packing)
         for source, index in reader.index.items()
         if source in wanted
     }
     return Loader(reader, plans, config, np.asarray(rows))
+
+
+def _check_pairs(paired: Mapping[str, bool]) -> None:
+    """Refuse (ValueError, one line) preferences beside other documents, whose neighbours are no pairs."""
+    if len(set(paired.values())) > 1:
+        pairs, others = (
+            ", ".join(name for name, is_pair in paired.items() if is_pair is kind) for kind in (True, False)
+        )
+        raise ValueError(
+            f"loader.weights mixes preferences ({pairs}) with documents that are none ({others}): name one kind alone"
+        )
 
 
 def check_whole(index: Mapping[str, SourceIndex], config: LoaderConfig) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.chat import CHAT_KEYS
 from data.chat_tokens import ChatEncoder, text_hash
 from data.document import Document
 from data.tokenizer import Tokenizer
@@ -75,6 +76,11 @@ def _tokenize_batch(
         if "rendered" in document.meta:
             yield document, _chat_tokens(document, chats, dtype)
             continue
+        if unread := [key for key in CHAT_KEYS if key in document.meta]:
+            raise ValueError(
+                f"document {document.id} has {unread[0]} that were not rendered as a chat: add Chats(tokenizer=...) to "
+                "data.stages, or read the source as text"
+            )
         weights = None
         if "loss_spans" in document.meta:
             ids, weights = _weighted(document, tokenizer)

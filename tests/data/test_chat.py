@@ -325,6 +325,17 @@ def test_preferences_do_not_share_a_source(transform: _Transform, folder: Path, 
     assert isinstance(other, Dropped) and other.drop.reason == "different_prompts"
 
 
+def test_chats_that_were_not_rendered_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").symlink_to(folder / "tokenizer")
+    with pytest.raises(ValueError, match="has messages that were not rendered as a chat: add Chats"):
+        build(tmp_path, [document(messages=CHAT)], shards=1)
+
+
+def test_preferences_are_not_mixed_with_chats(dataset: tuple[Path, list[Document]]) -> None:
+    with pytest.raises(ValueError, match=r"mixes preferences \(pairs\) with documents that are none \(chats\)"):
+        open_loader(dataset[0], LoaderConfig(seq_len=512, global_batch_size=2))
+
+
 def test_a_template_pickles() -> None:
     from models.checkpoints.tokenizer import ChatTemplate
 
