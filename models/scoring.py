@@ -29,10 +29,14 @@ LOGIT_TOKENS = 512  # tokens whose logits are in memory at once, [512, V] float3
 
 @runtime_checkable
 class DocumentTokenizer(Protocol):
-    """What scoring needs of a tokenizer."""
+    """What scoring needs of a tokenizer; both put BOS first where the model expects it."""
+
+    def encode_document(self, text: str) -> list[int]:
+        """Ids of a document, as training had them."""
+        ...
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a document, with BOS where the model expects it."""
+        """Ids of a prompt, whose special tokens are found in the text."""
         ...
 
 
@@ -171,7 +175,7 @@ class Scorer:
         """(nats, scored tokens) of every text."""
         if self.tokenizer is None:
             raise ValueError("this scorer has no tokenizer: give it one, or score ids")
-        return self.score_ids([self.tokenizer.encode_prompt(text) for text in texts])
+        return self.score_ids([self.tokenizer.encode_document(text) for text in texts])
 
     def score_ids(self, documents: Sequence[Sequence[int]]) -> tuple[list[float], list[int]]:
         """(nats, scored tokens) of every document of ids."""
