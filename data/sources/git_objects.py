@@ -18,6 +18,7 @@ import xxhash
 from data.sources.limits import BombError, CorruptError, FetchError
 
 TREE_SECONDS = 600.0  # a million files take seconds; trees of trees without a file may have no end
+BLOB_SECONDS = 10.0  # of a damaged object git may promise more bytes than it writes, and wait for the next request
 GIT_SECONDS = 600.0  # a clone of a large repository; everything else takes seconds
 PROTOCOLS = "https:http:ssh:git:file"
 URL = re.compile(r"(https?|ssh|git|file)://[^\s-][^\s]*")
@@ -197,6 +198,15 @@ class BlobReader:
         except BrokenPipeError as error:
             self._restart()
             raise ValueError("git cat-file ended") from error
+        timer = threading.Timer(BLOB_SECONDS, self._process.kill)
+        timer.start()
+        try:
+            return self._answer(blob)
+        finally:
+            timer.cancel()
+
+    def _answer(self, blob: Blob) -> bytes:
+        assert self._process.stdout is not None
         head = self._process.stdout.readline().split()
         if not head:  # git ends at a damaged object; the others are not its fault
             self._restart()

@@ -289,20 +289,23 @@ def prepare_tfds(folder: Path, texts: list[str]) -> str:
     """A dataset prepared by TFDS as ArrayRecord without TensorFlow; returns its version folder."""
     import numpy as np
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import registered
 
-    class Tiny(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
+    with registered.skip_registration():  # a name is registered once a process, and this runs more often
 
-        def _info(self):
-            features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "n": np.int64})
-            return tfds.core.DatasetInfo(builder=self, features=features)
+        class Tiny(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
 
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
+            def _info(self):
+                features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "n": np.int64})
+                return tfds.core.DatasetInfo(builder=self, features=features)
 
-        def _generate_examples(self):
-            for number, text in enumerate(texts):
-                yield number, {"text": text, "n": number}
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self):
+                for number, text in enumerate(texts):
+                    yield number, {"text": text, "n": number}
 
     builder = Tiny(data_dir=folder, file_format="array_record")
     builder.download_and_prepare()
@@ -322,7 +325,7 @@ def test_tfds_is_read_without_tensorflow(tmp_path: Path) -> None:
 
 
 def test_hugging_face_datasets_are_streamed_and_a_broken_file_is_counted(tmp_path: Path) -> None:
-    pytest.importorskip("datasets", reason="HfDatasetSource needs the package datasets, which is optional")
+    pytest.importorskip("datasets.load", reason="HfDatasetSource needs the package datasets, which is optional")
     for number in range(3):
         (tmp_path / f"{number}.jsonl").write_bytes(_jsonl([{**row, "id": number} for row in ROWS[:20]]))
     source = HfDatasetSource(name="h", path=str(tmp_path), meta_fields=("n",))

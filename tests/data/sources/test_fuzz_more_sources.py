@@ -49,7 +49,7 @@ from tests.data.sources.test_fuzz_sources import (
 from tests.data.sources.test_web_archives import HTML, response
 
 MANY = int(os.environ.get("SLUICE_FUZZ_CASES", "400"))
-SIZES = pytest.mark.parametrize("cases", [24, pytest.param(MANY, marks=pytest.mark.slow)])
+SIZES = pytest.mark.parametrize("cases", [24, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.long])])
 TEXT = ndjson(ROWS[:200])
 PAPERS = ("1706.00001.gz", "1706.00002.gz", "1706.00003.pdf")
 PAPER = b"\\documentclass{a}\\title{T}\\begin{document}\\section{S} Text of the paper.\\end{document}"
@@ -366,7 +366,8 @@ def _matters(path: Path) -> bool:
 
 @SIZES
 @pytest.mark.timeout(600)
-def test_wounded_repositories(cases: int, tmp_path: Path) -> None:
+def test_wounded_repositories(cases: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.sources.git_objects.BLOB_SECONDS", 2.0)
     """A repository whose commit does not resolve is refused with a line; of any other every entry counts once."""
     root, stored = a_repository(tmp_path)
     rng, source = random.Random(19), GitSource(name="f", repositories=(str(root),))
