@@ -367,8 +367,8 @@ def _matters(path: Path) -> bool:
 @SIZES
 @pytest.mark.timeout(600)
 def test_wounded_repositories(cases: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.sources.git_objects.BLOB_SECONDS", 2.0)
     """A repository whose commit does not resolve is refused with a line; of any other every entry counts once."""
+    monkeypatch.setattr("data.sources.git_objects.BLOB_SECONDS", 2.0)
     root, stored = a_repository(tmp_path)
     rng, source = random.Random(19), GitSource(name="f", repositories=(str(root),))
     for case in range(cases):
