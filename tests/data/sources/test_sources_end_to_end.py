@@ -50,7 +50,7 @@ def config_of(folder: Path) -> Config:
     sources = tuple(
         kind(name=name, path=(folder / "tfds.path").read_text())
         if kind is TfdsSource
-        else kind(name=name, paths=(str(folder / name),), **({"form": "messages"} if hasattr(kind, "form") else {}))
+        else kind(name=name, paths=(str(folder / name),))
         for name, kind in KINDS.items()
     )
     stages = (*cleaning(default=prose()), HeldOut(fraction=0.25))
