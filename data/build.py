@@ -26,6 +26,7 @@ from typing import Any, TextIO
 
 import xxhash
 
+from data.chat_stage import Chats
 from data.clean.pii import LIBRARIES as PII_LIBRARIES
 from data.engine import LocalPool
 from data.engine_ray import Ray
@@ -85,6 +86,13 @@ class DataConfig:
                 if name not in names:
                     known = ", ".join(names)
                     raise ValueError(f"data.stages: {stage.name} has a recipe for {name!r}; the sources are {known}")
+            if isinstance(stage, Chats) and self.tokenizer is not None:
+                base = self.tokenizer.base if isinstance(self.tokenizer, TokenizerExtension) else self.tokenizer
+                if stage.tokenizer != base:
+                    raise ValueError(
+                        f"data.stages: chats are rendered for {stage.tokenizer!r} and encoded by data.tokenizer={base!r}, "
+                        "which has another template and other special tokens: give both the same"
+                    )
 
 
 def build_dataset(config: DataConfig) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.build import DataConfig
 from data.chat import ChatError, check_messages, record_chat, render
 from data.chat_stage import Chats, _Transform
 from data.chat_tokens import chat_encoder
@@ -21,6 +22,7 @@ from data.document import Document, Dropped
 from data.loader import LoaderConfig, open_loader
 from data.sources.chat_files import ChatFiles
 from data.tokenizer import TokenizerConfig, load_tokenizer
+from data.tokenizer_extend import TokenizerExtension
 from tests.data.token_data import build, stdlib_documents
 
 MARKS = ("<|im_start|>", "<|im_end|>")
@@ -354,3 +356,18 @@ def test_plain_documents_alone_are_refused(folder: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="has messages; set form='messages'"):
         stage.run([tmp_path / "0.parquet"], tmp_path / "out", LocalPool(workers=1))
     assert "<|im_start|>user" in stage.inputs_key()
+
+
+def test_chats_are_encoded_by_the_tokenizer_that_they_are_rendered_for() -> None:
+    """Another's special tokens would be cut into pieces of plain text, and nothing would say so."""
+    own, other = OwnTokenizer(folder="a"), OwnTokenizer(folder="b")
+    source = ChatFiles(name="chats", paths=("chats.jsonl",))
+
+    def config(tokenizer: Any) -> DataConfig:
+        return DataConfig(path="d", sources=(source,), stages=(Chats(tokenizer=own),), tokenizer=tokenizer)
+
+    for tokenizer in (other, TokenizerConfig(vocab_size=500), TokenizerExtension(base=other, languages=("de",))):
+        with pytest.raises(ValueError, match=r"chats are rendered for .*folder='a'.* and encoded by data.tokenizer="):
+            config(tokenizer)
+    for tokenizer in (own, None, TokenizerExtension(base=OwnTokenizer(folder="a"), languages=("de",))):
+        config(tokenizer)
