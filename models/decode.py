@@ -16,7 +16,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from models.decode_rows import Decoder, Request, Rows, bucket, decode_chunk, insert, read_prompts
+from models.decode_rows import Decoder, Request, Rows, bucket, compiled_chunk, insert, read_prompts
 from models.sampling import SamplingConfig
 from models.scoring import check_ids
 from models.transformer import CausalLM
@@ -159,7 +159,7 @@ class Batch:
                 return
             else:
                 decoder, config = self.decoder, self.config
-                rows, out_BC = decode_chunk(
+                rows, out_BC = compiled_chunk()(
                     decoder.graph, decoder.state, rows, self.stop_ids_K, config.sampling, config.chunk
                 )
                 places, news = list(range(len(self.owners))), np.asarray(out_BC)
