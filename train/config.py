@@ -69,6 +69,11 @@ class Config:
         """How the model that is trained differs from the plain one."""
         return Tuning(lora=self.lora, quantize=self.quantize, freeze=self.train.freeze)
 
+    @property
+    def draws(self) -> bool:
+        """Whether the step makes a key for every row: its objective draws (masks), or its adapters have dropout."""
+        return self.objective.draws or (self.lora is not None and self.lora.dropout > 0)
+
 
 def load_config(path: str) -> Config:
     """The config that `get_config()` of a file in configs/ returns.

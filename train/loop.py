@@ -32,7 +32,6 @@ from train.memory import memory_by_kind
 from train.metrics import MetricsWriter, ProgressLine, flop_per_token, peak_flop_per_s
 from train.optimizer import make_optimizer, make_schedule, peak_rates
 from train.parameters import base_size
-from train.plan import draws_for_rows
 from train.preflight import check_memory
 from train.report import final_line, final_values, start_card, summary, write_report
 from train.run_folder import prepare_run_folder
@@ -94,7 +93,7 @@ def train(
         options,
         shardings=shardings_of(abstract),
         batch_sharding=batch_sharding(mesh),
-        dropout=draws_for_rows(config),
+        dropout=config.draws,
     )
     nats = evaluated(config.objective.nats(options), graphdef, mesh)
     heldout_sums = evaluated(lambda model, batch: objective(model, batch)[1], graphdef, mesh)

@@ -79,17 +79,12 @@ def describe_run(config: Config, mesh: Mesh | AbstractMesh) -> AbstractRun:
         options,
         shardings=shardings_of(state),
         batch_sharding=rows,
-        dropout=draws_for_rows(config),
+        dropout=config.draws,
     )
     shape = (loader.global_batch_size, loader.seq_len)
     dtypes = dict.fromkeys(("inputs", "targets", "segment_ids", "positions"), jnp.int32) | {"loss_weights": jnp.float32}
     batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, dtype in dtypes.items()}
     return AbstractRun(train_step=train_step, state=state, batch=batch)
-
-
-def draws_for_rows(config: Config) -> bool:
-    """Whether the step makes a key for every row: its objective draws (masks), or its adapters have dropout."""
-    return config.objective.draws or (config.lora is not None and config.lora.dropout > 0)
 
 
 def dry_run(config: Config, topology: str | None = None, auto_fit: str | None = None) -> None:

@@ -22,7 +22,7 @@ from train.checkpoint import CheckpointConfig, Position
 from train.loop import train
 from train.masked import MaskedLM
 from train.optimizer import AdamW
-from train.plan import describe_run, draws_for_rows
+from train.plan import describe_run
 from train.replay import described, replay, state_before
 from train.run_folder import prepare_run_folder
 
@@ -105,13 +105,10 @@ def test_runs_that_cannot_be_made_again_are_refused_in_one_line(corpus, tmp_path
 
 
 def test_the_described_step_makes_keys_for_what_the_loop_makes_them_for(corpus):
-    """The loop takes the same function: masks that were drawn otherwise would be other masks."""
+    """Both take `Config.draws`: masks that were drawn otherwise would be other masks."""
     plain = run_config(corpus)
-    assert not draws_for_rows(plain)
-    assert draws_for_rows(replace(plain, objective=MaskedLM())) and draws_for_rows(
-        replace(plain, lora=LoRA(dropout=0.1))
-    )
-    assert not draws_for_rows(replace(plain, lora=LoRA(dropout=0.0)))
+    assert not plain.draws and not replace(plain, lora=LoRA(dropout=0.0)).draws
+    assert replace(plain, objective=MaskedLM()).draws and replace(plain, lora=LoRA(dropout=0.1)).draws
 
 
 def test_a_skipped_row_has_weight_0_and_nothing_else_moves(planted):
