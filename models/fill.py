@@ -22,8 +22,8 @@ from tokenizers import Tokenizer
 
 from models.checkpoints.bert import load_bert
 from models.checkpoints.encoder_run import load_encoder_run
-from models.checkpoints.listed import files_key, read_json
-from models.checkpoints.location import resolve
+from models.checkpoints.listed import files_key
+from models.checkpoints.location import read_object, resolve
 from models.decode import bucket
 from models.encoder import EncoderLM
 
@@ -252,7 +252,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 def mask_of(tokenizer: Tokenizer, folder: Path) -> int:
     """The id of a tokenizer's mask; ValueError where it has none."""
-    named = read_json(folder / "tokenizer_config.json").get("mask_token")
+    named = read_object(folder / "tokenizer_config.json").get("mask_token")
     named = named.get("content") if isinstance(named, dict) else named
     found = [tokenizer.token_to_id(name) for name in ([named] if named else MASKS)]
     mask_id = next((number for number in found if number is not None), None)

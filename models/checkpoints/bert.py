@@ -7,8 +7,8 @@ from typing import Any
 
 from flax import nnx
 
-from models.checkpoints.listed import load_listed, read_json, save_listed
-from models.checkpoints.location import resolve
+from models.checkpoints.listed import load_listed, save_listed
+from models.checkpoints.location import read_object, resolve
 from models.checkpoints.names import Rule
 from models.encoder import EncoderConfig, EncoderLM
 
@@ -96,7 +96,7 @@ def read_bert_config(config: Mapping[str, Any], source: str, mask_id: int) -> En
 def load_bert(location: str | Path, *, mask_id: int = 0) -> EncoderLM:
     """The model of a BERT or RoBERTa folder (or `hf:org/name`). mask_id: of its tokenizer."""
     folder = resolve(location).path
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     ours = read_bert_config(config, str(folder), mask_id)
     table = TABLES[config["model_type"]]
     return load_listed(lambda: EncoderLM(ours, rngs=nnx.Rngs(0)), folder, table, ignored=_IGNORED)

@@ -90,16 +90,6 @@ def save_listed(
     (folder / "config.json").write_text(text, encoding="utf-8")  # last: a folder with it is whole
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is no such file; ValueError where it is no JSON."""
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-
-
 def files_key(location: str) -> Any:
     """Names, sizes and a hash of the contents of a folder's files: what a stage key holds of a model.
 

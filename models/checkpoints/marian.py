@@ -9,8 +9,8 @@ from typing import Any
 
 from flax import nnx
 
-from models.checkpoints.listed import load_listed, read_json, save_listed
-from models.checkpoints.location import resolve
+from models.checkpoints.listed import load_listed, save_listed
+from models.checkpoints.location import read_object, resolve
 from models.checkpoints.names import Rule
 from models.seq2seq import Seq2SeqConfig, Seq2SeqLM
 from models.seq2seq_decode import SearchConfig
@@ -109,15 +109,15 @@ def read_marian_config(config: Mapping[str, Any], source: str) -> Seq2SeqConfig:
 def load_marian(location: str | Path) -> Seq2SeqLM:
     """The model of a MarianMT folder, or of `hf:Helsinki-NLP/opus-mt-en-fr`."""
     folder = resolve(location).path
-    config = read_marian_config(read_json(folder / "config.json"), str(folder))
+    config = read_marian_config(read_object(folder / "config.json"), str(folder))
     return load_listed(lambda: Seq2SeqLM(config, rngs=nnx.Rngs(0)), folder, MARIAN, ignored=_IGNORED)
 
 
 def search_config(location: str | Path) -> SearchConfig:
     """How the folder's own generation_config.json (in old folders config.json) says that its model is searched."""
     folder = resolve(location).path
-    config = read_json(folder / "config.json")
-    found = read_json(folder / "generation_config.json") or config
+    config = read_object(folder / "config.json")
+    found = read_object(folder / "generation_config.json") or config
     for name, value in _GENERATION_ONLY.items():
         if found.get(name) not in (value, None):
             raise ValueError(f"{folder} sets {name}={found[name]!r} for its search; only {value!r} is supported")
