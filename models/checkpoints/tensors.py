@@ -152,10 +152,11 @@ def map_safetensors(path: Path) -> tuple[mmap.mmap, dict[str, np.ndarray], dict[
             header = json.loads(file.read(length))
         except ValueError as error:
             raise ValueError(f"{path} has a safetensors header that is not JSON: {error}") from None
-    if isinstance(header, dict):
-        header.pop("__metadata__", None)
-    for name in header:
-        if not isinstance(header, dict) or not _is_entry(header[name]):
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} has a safetensors header that is a JSON {type(header).__name__}: expected an object")
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if not _is_entry(entry):
             raise ValueError(
                 f"{path} has a safetensors header whose entry {name!r} "
                 "lacks dtype, shape or data_offsets; copy it again"

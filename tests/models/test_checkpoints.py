@@ -256,13 +256,18 @@ def test_a_broken_index_is_named(tmp_path, text):
         {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0]}},
         {"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}},
         {"x": 1},
-        ["x"],
     ],
 )
 def test_a_header_without_its_fields_is_named(tmp_path, header):
     text = json.dumps(header).encode()
     (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
     with pytest.raises(ValueError, match=r"model.safetensors has a safetensors header whose entry 'x' lacks"):
+        open_safetensors(tmp_path / "model.safetensors")
+
+
+def test_a_header_that_is_no_object_is_named(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((5).to_bytes(8, "little") + b'["x"]')
+    with pytest.raises(ValueError, match=r"model.safetensors has a safetensors header that is a JSON list: expected"):
         open_safetensors(tmp_path / "model.safetensors")
 
 
