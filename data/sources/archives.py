@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, NoReturn
 
+from xxhash import xxh64_intdigest
+
 from data.sources.limits import BombError, CorruptError
 
 BLOCK = 512  # bytes of a tar header
@@ -75,17 +77,18 @@ def safe_name(name: str) -> str:
 
 def tar_members(stream: Any, max_members: int) -> Iterator[Member]:
     """Files and links of a tar stream. BombError beyond `max_members`, CorruptError where it ends early."""
-    names: set[int] = set()
+    names: set[int] = set()  # their hashes: an archive may hold millions
     try:
         with tarfile.open(fileobj=_Ending(stream), mode="r|", tarinfo=_BoundedInfo) as archive:  # type: ignore[call-overload]
             for count, info in enumerate(archive):
                 archive.members = []  # type: ignore[attr-defined]  # which tarfile would keep to the end
                 if count >= max_members:
                     raise BombError(f"more than {max_members} members")
-                if (info.isfile() or info.issym() or info.islnk()) and hash(info.name) in names:
+                name_hash = xxh64_intdigest(info.name.encode("utf-8", "surrogatepass"))
+                if (info.isfile() or info.issym() or info.islnk()) and name_hash in names:
                     yield Member(info.name, "repeated_name", 0, bytes)
                     continue
-                names.add(hash(info.name))
+                names.add(name_hash)
                 if info.issym() or info.islnk():
                     yield Member(info.name, "link_in_archive", 0, bytes)
                 elif info.isfile():
