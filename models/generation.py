@@ -124,12 +124,12 @@ def text_after(tokenizer: PromptTokenizer, prompt: Sequence[int]) -> Callable[[S
     text begins with, so new ids alone would lose the one between the prompt and them.
     """
     tail = list(prompt[-TAIL:])
-    if tokenizer.decode(tail)[:1] in ("", UNFINISHED):  # special tokens alone, or it begins inside of a character
+    if tokenizer.decode(tail)[:1] in ("", UNFINISHED):  # special tokens alone, or a start inside of a character
         tail = list(prompt)
     before = [tokenizer.decode(tail)]
-    if before[0].endswith(
-        UNFINISHED
-    ):  # a character that new ids end; the bytes before it may be shown as unfinished too
+    if before[0].endswith(UNFINISHED):
+        # New ids may end the prompt's last character, which then is new text: the prompt ends before its first byte,
+        # at most three ids back.
         before += [tokenizer.decode(tail[: max(0, len(tail) - less)]) for less in range(1, 4)]
 
     def text(ids: Sequence[int]) -> str:
