@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from data.charts import bar_chart, line_chart, page, table
 from data.manifest import read_manifest
+from data.tables import atomic_path
 from models.attention import choose_kernel
 from train.config import Config, to_json
 from train.cost import attention_shape
@@ -113,7 +114,8 @@ def write_report(run_dir: Path, config: Config, dataset: Path) -> Path:
         sections.append(("Samples", f"<pre>{_escape(samples.read_text(encoding='utf-8'))}</pre>"))
     sections.append(("Config", f"<pre>{_escape(json.dumps(to_json(config), indent=1))}</pre>"))
     path = run_dir / "report.html"
-    path.write_text(page(f"Run {config.name}", sections), encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(page(f"Run {config.name}", sections), encoding="utf-8")
     return path
 
 
