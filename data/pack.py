@@ -12,6 +12,7 @@ Plans are made a window of documents at a time and kept beside the dataset as me
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 
 VERSION = 1
@@ -30,6 +32,7 @@ Packing = Literal["first_fit", "concat_then_split"]
 WINDOW_DOCUMENTS = 65_536
 WINDOW_PAIRS = 1 << 24  # pairs in a window at most, so that its decoded records (32 or 64 MiB) stay in memory ...
 WINDOW_ROWS = 1024  # ... but rows for at least so many, so that shuffling within a window means something
+NPY_HEADER_BYTES = 1024  # more than the header of a one-dimensional array of numbers
 OPEN_BINS = 1024  # rows that first_fit keeps open; the fullest is closed when none has room
 
 
@@ -186,7 +189,17 @@ def cached_plan(folder: Path, num_tokens: np.ndarray, seq_len: int, packing: Pac
             if not final.is_dir():  # another process may have been first
                 return plan
     try:
-        arrays = {name: np.load(final / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        arrays = {name: _mapped_array(final / f"{name}.npy") for name in ARRAYS}
     except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{final}: unreadable packing plan ({error}); remove this folder, it is made again") from error
     return Plan(seq_len=seq_len, **arrays)
+
+
+def _mapped_array(path: Path) -> np.ndarray:
+    """A one-dimensional .npy file, memory-mapped, without the file descriptor that np.load keeps for each."""
+    with pa.memory_map(str(path)) as file:
+        content = file.read_buffer()  # stays mapped when the file is closed
+    header = io.BytesIO(memoryview(content)[:NPY_HEADER_BYTES])
+    np.lib.format.read_magic(header)
+    (size,), _, dtype = np.lib.format.read_array_header_1_0(header)
+    return np.frombuffer(content, dtype, size, header.tell()) if size else np.empty(0, dtype)

@@ -1,4 +1,4 @@
-"""Reading token shards: the index as arrays in memory-mapped files, ids by place in a source's stream."""
+"""Reading token shards: the index as arrays in a memory-mapped file, ids by place in a source's stream."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 from array_record.python.array_record_module import ArrayRecordReader
 
+from data.token_shards import INDEX_FILE
 from data.tokenizer import Tokenizer, load_tokenizer
-from data.tokens import INDEX_FILE
 
 DEFAULT_CACHE_BYTES = 256 << 20
+SHARDS_OPEN = 64  # at once, each a file descriptor; opening one again takes 0.1 ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class TokenReader:
     """One split of a dataset, opened: `index` by source, `ids(source, start, stop)` at random.
 
     Raises ValueError in one line at opening when the index or a shard is missing, truncated or does not hold as many
-    records as the index says. Safe to use from several threads.
+    records as the index says. Of the shards, the SHARDS_OPEN used last are open. Safe to use from several threads.
     """
 
     def __init__(self, folder: Path, *, cache_bytes: int = DEFAULT_CACHE_BYTES):
@@ -60,7 +61,9 @@ class TokenReader:
         self.dtype = np.dtype(self.header["dtype"])
         self.fingerprint: str = self.header["tokenizer"]
         self.index = {name: self._source_index(name, entry) for name, entry in self.header["sources"].items()}
-        self._shards = {name: self._open_shards(entry["shards"]) for name, entry in self.header["sources"].items()}
+        self._shards = {name: self._checked_shards(entry["shards"]) for name, entry in self.header["sources"].items()}
+        self._last = {name: np.cumsum([records for _, records in shards]) for name, shards in self._shards.items()}
+        self._open: OrderedDict[Path, ArrayRecordReader] = OrderedDict()
         self._cache: OrderedDict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._cache_bytes, self._cached = cache_bytes, 0
         self._lock = threading.Lock()
@@ -120,13 +123,11 @@ class TokenReader:
             return found
 
     def _read(self, source: str, record: int) -> tuple[np.ndarray, np.ndarray]:
-        shards, place = self._shards[source], record
-        while place >= shards[0][1]:
-            place -= shards[0][1]
-            shards = shards[1:]
-        path, _, reader = shards[0]
+        number = int(np.searchsorted(self._last[source], record, "right"))
+        path, records = self._shards[source][number]
+        place = record - int(self._last[source][number]) + records
         try:
-            content = reader.read([place])[0]
+            content = self._shard(path).read([place])[0]
         except Exception as error:  # array_record raises kinds of its own
             reason = " ".join(str(error).split())[:160]
             raise ValueError(f"{path}: record {place} cannot be read ({reason}); build the dataset again") from error
@@ -163,22 +164,31 @@ class TokenReader:
             second=part.column("second").to_numpy() if entry.get("paired") else None,
         )
 
-    def _open_shards(self, shards: list[dict[str, Any]]) -> list[tuple[Path, int, ArrayRecordReader]]:
-        opened = []
+    def _shard(self, path: Path) -> ArrayRecordReader:
+        """An open shard, under the lock; the one that was not used for longest is closed for it."""
+        reader = self._open.pop(path, None) or ArrayRecordReader(str(path))
+        self._open[path] = reader
+        if len(self._open) > SHARDS_OPEN:
+            self._open.popitem(last=False)  # nothing else holds it, so its file is closed
+        return reader
+
+    def _checked_shards(self, shards: list[dict[str, Any]]) -> list[tuple[Path, int]]:
+        """(path, records) of a source's shards, each of which is whole."""
+        checked = []
         for shard in shards:
             path = self.folder / shard["file"]
             if not path.is_file():
                 raise ValueError(f"{path}: shard is missing; build the dataset again")
-            size = path.stat().st_size
-            reader = ArrayRecordReader(str(path)) if size == shard["bytes"] else None
-            records = reader.num_records() if reader is not None else 0  # a truncated file opens as 0 records
+            size, records = path.stat().st_size, 0
+            if size == shard["bytes"]:
+                records = ArrayRecordReader(str(path)).num_records()  # a truncated file opens as 0 records
             if records != shard["records"]:
                 raise ValueError(
                     f"{path}: truncated or changed: {size} bytes, expected {shard['bytes']} with {shard['records']} "
                     "records; build the dataset again"
                 )
-            opened.append((path, records, reader))
-        return opened
+            checked.append((path, records))
+        return checked
 
 
 def open_tokens(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
-from data import tokens as tokens_module
+from data import token_shards
 from data.document import Document
 from data.engine import LocalPool
 from data.token_reader import TokenReader, open_tokens
@@ -37,8 +37,8 @@ def dataset(built: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens_module, "RECORD_TOKENS", 100)
-    monkeypatch.setattr(tokens_module, "RECORDS_PER_SHARD", 30)
+    monkeypatch.setattr(token_shards, "RECORD_TOKENS", 100)
+    monkeypatch.setattr(token_shards, "RECORDS_PER_SHARD", 30)
 
 
 def read_index(folder: Path) -> tuple[pa.Table, dict]:
@@ -145,8 +145,8 @@ def test_loss_weights_travel_with_their_tokens(tmp_path: Path) -> None:
 
 
 def test_wide_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens_module, "token_dtype", lambda _: np.dtype("<u4"))
-    monkeypatch.setattr("data.tokenize.token_dtype", lambda _: np.dtype("<u4"))
+    for module in ("data.tokens", "data.token_shards", "data.tokenize"):
+        monkeypatch.setattr(f"{module}.token_dtype", lambda _: np.dtype("<u4"))
     dataset = build(tmp_path, DOCUMENTS[:50])
     assert open_tokens(dataset, "train").dtype == np.uint32
     check_every_document(dataset, DOCUMENTS[:50])
