@@ -90,8 +90,8 @@ class DataConfig:
                 base = self.tokenizer.base if isinstance(self.tokenizer, TokenizerExtension) else self.tokenizer
                 if stage.tokenizer != base:
                     raise ValueError(
-                        f"data.stages: chats are rendered for {stage.tokenizer!r} and encoded by data.tokenizer={base!r}, "
-                        "which has another template and other special tokens: give both the same"
+                        f"data.stages: chats are rendered for {stage.tokenizer!r} and encoded by data.tokenizer="
+                        f"{base!r}, which has another template and other special tokens: give both the same"
                     )
 
 

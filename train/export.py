@@ -62,8 +62,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def open_tuned(checkpoint: Path, base: str | None) -> Tuned:
     """The model of a run or of an adapter folder; ValueError where it is neither, or its base is not there."""
+    from models.checkpoints.fingerprint import checksums
     from models.checkpoints.load import load_checkpoint
-    from models.checkpoints.peft import CONFIG_NAME, adapter_base, adapter_quantization, load_peft
+    from models.checkpoints.peft import load_peft
+    from models.checkpoints.peft_folder import CONFIG_NAME, adapter_base, adapter_quantization, check_base
     from models.checkpoints.run import read_run_json
     from models.lora import LoRA
     from models.quantize import quantize_model
@@ -74,6 +76,7 @@ def open_tuned(checkpoint: Path, base: str | None) -> Tuned:
         if not base:
             raise ValueError(f"{checkpoint} does not say which base it belongs to: give --base")
         loaded = load_checkpoint(base, param_dtype="float32")
+        check_base(checkpoint, checksums(loaded.model))  # while its projections are float
         quantization = adapter_quantization(checkpoint)
         under = loaded.model if quantization is None else quantize_model(loaded.model, quantization)
         model, lora = load_peft(checkpoint, under)

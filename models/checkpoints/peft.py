@@ -13,7 +13,6 @@ a projection, V vocabulary, D embed, A adapters, L layers.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,25 +25,13 @@ from jaxtyping import Array
 
 from models.adapter import Adapter
 from models.checkpoints.families import write_config
+from models.checkpoints.fingerprint import checksums
 from models.checkpoints.names import HF_TABLES, Rule
-from models.checkpoints.tensors import open_safetensors
+from models.checkpoints.peft_folder import ADAPTER_KEY, PREFIX, check_base, check_keys, read_adapter, read_origin
 from models.checkpoints.weights import parameter_paths
 from models.lora import LoRA, adaptable, plain, without_lora
-from models.quantize import NF4, Int8Weights, Quantization, QuantizedLinear
+from models.quantize import QuantizedLinear
 from models.transformer import CausalLM
-
-CONFIG_NAME, WEIGHTS_NAME, ORIGIN_NAME = "adapter_config.json", "adapter_model.safetensors", "sluice_adapter.json"
-PREFIX = "base_model.model."
-ADAPTER_KEY = re.compile(
-    r"base_model\.model\.(?P<module>.+?)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)"
-    r"(?:\.default)?(?:\.weight)?"
-)
-READ = {  # settings of adapter_config.json that change the function, with the values that are read
-    "bias": ("none", "all", "lora_only"),
-    "peft_type": ("LORA",),
-}
-REFUSED = ("use_bdlora", "alora_invocation_tokens", "target_parameters", "trainable_token_indices", "megatron_config",
-           "layer_replication", "lora_bias", "arrow_config", "monteclora_config", "velora_config")  # fmt: skip
 
 
 def family_table(model: CausalLM) -> Mapping[str, Rule]:
@@ -56,19 +43,6 @@ def quantization_of(model: CausalLM) -> dict[str, Any] | None:
     """How a model's base is quantised, {"type": "NF4", "block": 64, ...}; None for a float one."""
     found = {module.config for _, module in nnx.iter_modules(model) if isinstance(module, QuantizedLinear)}
     return next(({"type": type(c).__name__, **dataclasses.asdict(c)} for c in found), None)
-
-
-def adapter_quantization(folder: Path) -> Quantization | None:
-    """What the base of a folder's adapter was quantised with; None where it was float, or PEFT wrote it."""
-    record = dict(_origin(folder).get("quantization") or {})
-    kinds: dict[str, Any] = {"NF4": NF4, "Int8Weights": Int8Weights}
-    return kinds[record.pop("type")](**record) if record else None
-
-
-def adapter_base(folder: Path) -> str:
-    """Where the base of a folder's adapter lies, as the folder says; "" where it does not."""
-    config, _ = _read(folder)
-    return config.get("base_model_name_or_path") or ""
 
 
 def adapters_of(model: CausalLM) -> dict[str, Adapter]:
@@ -95,11 +69,11 @@ def matrix_name(path: str) -> str:
 def load_peft(folder: Path, model: CausalLM, *, other_base: bool = False) -> tuple[CausalLM, LoRA]:
     """(the stacked model with the adapter of a folder, its settings); arrays of the base are shared.
 
-    other_base: take an adapter that was trained on another quantisation of the base.
+    other_base: take an adapter that was trained on another base, or on another quantisation of it.
     Errors: ValueError, one line, for an adapter of another base, shape or kind.
     """
-    config, tensors = _read(folder)
-    trained_on = _origin(folder).get("quantization", quantization_of(model))
+    config, tensors = read_adapter(folder)
+    trained_on = read_origin(folder).get("quantization", quantization_of(model))
     if trained_on != quantization_of(model) and not other_base:
         raise ValueError(
             f"{folder} was trained on a base in {(trained_on or {}).get('type', 'float')} ({trained_on}), this one is "
@@ -123,6 +97,7 @@ def load_peft(folder: Path, model: CausalLM, *, other_base: bool = False) -> tup
             raise ValueError(f"{folder} adapts {match['module']}, which this base does not have: it belongs to another")
         module, layer = known[match["module"]]
         found.setdefault(module, {}).setdefault(layer, {})[match["part"].replace("embedding_", "")] = value
+    check_keys(folder, config, tensors, known)
     lora = _settings(config, [path for module in found for path in by_module[module]])
     ranks = {}
     for module, layers in found.items():
@@ -131,29 +106,10 @@ def load_peft(folder: Path, model: CausalLM, *, other_base: bool = False) -> tup
     lora = dataclasses.replace(
         lora, rank_pattern=tuple((path, r) for path, r in sorted(ranks.items()) if r != lora.rank)
     )
+    if not other_base:
+        check_base(folder, checksums(model))
     model, also = _load_whole(model, rest, table, folder)
     return model, dataclasses.replace(lora, also_train=also)
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (folder / name).exists():
-            pickle = (folder / "adapter_model.bin").exists()
-            hint = "; adapter_model.bin is a pickle, which can run code and is never loaded" if pickle else ""
-            raise ValueError(f"{folder} has no {name}: expected a PEFT adapter folder{hint}")
-    config = json.loads((folder / CONFIG_NAME).read_text())
-    for name, values in READ.items():
-        if config.get(name, values[0]) not in values:
-            raise ValueError(f"{folder}: {name}={config[name]!r} is not supported; expected {' or '.join(values)}")
-    for name in REFUSED:
-        if config.get(name):
-            raise ValueError(f"{folder}: {name}={config[name]!r} is not supported")
-    return config, open_safetensors(folder / WEIGHTS_NAME)
-
-
-def _origin(folder: Path) -> dict[str, Any]:
-    path = folder / ORIGIN_NAME
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _numbers(module: str, model: CausalLM) -> range:
@@ -271,6 +227,7 @@ def _load_whole(
         for layer in _numbers(rule.name, model)
         if rule.part is None
     }
+    head: np.ndarray | None = None  # a tied table where it makes logits
     for key, value in rest.items():
         copy = ".base_layer.weight" in key
         name = key.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
@@ -285,12 +242,23 @@ def _load_whole(
         old = old[layer] if table[path].stacked else old
         if ours.shape != old.shape:
             raise ValueError(f"{folder}: {key} is {value.shape}, which does not fit this base: it belongs to another")
-        if copy or tied:
+        if tied and not copy:
+            head = ours
+            continue
+        if copy:
             if not np.allclose(ours, np.asarray(old, np.float32), rtol=1e-2, atol=1e-3):  # theirs may be in bfloat16
                 raise ValueError(f"{folder} carries a {name} that is not this base's: it belongs to another, or {name} "
                                  "was resized or trained beside its adapter")  # fmt: skip
             continue
         given.setdefault(path, {})[layer] = ours
+    if model.lm_head is None:
+        old = np.asarray(leaves[paths["embedding"]].get_value(), np.float32)
+        ends = given.get("embedding", {}).get(0, old), old if head is None else head
+        if not np.allclose(*ends, rtol=1e-2, atol=1e-3):
+            raise ValueError(
+                f"{folder} trains a tied token table in one of its two places alone: merge it with PEFT, or train it "
+                "with ensure_weight_tying"
+            )
     for path, layers in given.items():
         leaf = leaves[paths[path]]
         new = np.array(leaf.get_value(), np.float32)

@@ -10,17 +10,10 @@ import numpy as np
 from flax import nnx
 
 from models.adapter import Adapter
+from models.checkpoints.fingerprint import checksums
 from models.checkpoints.names import Rule
-from models.checkpoints.peft import (
-    CONFIG_NAME,
-    ORIGIN_NAME,
-    PREFIX,
-    WEIGHTS_NAME,
-    adapters_of,
-    family_table,
-    matrix_name,
-    quantization_of,
-)
+from models.checkpoints.peft import adapters_of, family_table, matrix_name, quantization_of
+from models.checkpoints.peft_folder import CONFIG_NAME, ORIGIN_NAME, PREFIX, WEIGHTS_NAME
 from models.checkpoints.weights import parameter_paths
 from models.lora import LoRA, adaptable, is_adapter, trainable_paths
 from models.transformer import CausalLM
@@ -49,6 +42,7 @@ def save_peft(model: CausalLM, lora: LoRA, folder: Path, *, base: str = "", inde
     for module, parts in modules.items():
         rank, scale = _write_module(tensors, model, module, parts, table, index)
         ranks[module], alphas[module] = rank, scale * (rank**0.5 if lora.rslora else rank)
+    trained = trainable_paths(parameter_paths(nnx.state(model, nnx.Param)), lora)
     whole = _write_whole(tensors, model, lora, table)
     names = {module: module.split("{i}.")[-1] for module in modules}
     rank, alpha = _most(ranks.values()), _most(alphas.values())
@@ -69,6 +63,7 @@ def save_peft(model: CausalLM, lora: LoRA, folder: Path, *, base: str = "", inde
         "rank_pattern": {re.escape(names[m]): r for m, r in ranks.items() if r != rank},
         "alpha_pattern": {re.escape(names[m]): a for m, a in alphas.items() if a != alpha},
         "modules_to_save": whole or None,
+        "ensure_weight_tying": model.lm_head is None and "embedding" in trained,
         "init_lora_weights": True,
         "inference_mode": True,
     }
@@ -76,7 +71,12 @@ def save_peft(model: CausalLM, lora: LoRA, folder: Path, *, base: str = "", inde
     from safetensors.numpy import save_file
 
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    origin = {"quantization": quantization_of(model), "adapter": lora.names[index], "base": base}
+    origin = {
+        "quantization": quantization_of(model),
+        "adapter": lora.names[index],
+        "base": base,
+        "base_checksums": {path: value for path, value in checksums(model).items() if path not in trained},
+    }
     (folder / ORIGIN_NAME).write_text(json.dumps(origin, indent=2) + "\n")
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")  # last: a folder with it is whole
 
@@ -161,4 +161,6 @@ def _write_whole(tensors: dict[str, np.ndarray], model: CausalLM, lora: LoRA, ta
             name = PREFIX + module.replace("{i}", str(layer)) + (".base_layer" if by_bias and adapted else "")
             ours = value[layer] if rule.stacked else value
             tensors[f"{name}.{kind}"] = np.ascontiguousarray(rule.theirs([ours], model.config))
+        if path == "embedding" and model.lm_head is None:  # PEFT reads the table once for each of its two places
+            tensors[f"{PREFIX}{table['lm_head.kernel'].name}"] = tensors[f"{name}.{kind}"].copy()
     return sorted(modules)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import xxhash
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, UInt32
+from jaxtyping import Array
 
+from models.checkpoints.fingerprint import checksum, combined
 from models.checkpoints.load import load_model, matching_config, quantization_of, read_parameters
 from models.checkpoints.location import Location, resolve
 from models.config import ModelConfig
@@ -115,21 +114,3 @@ def _table_adapter(model: CausalLM, name: str, tuning: Tuning, tables: Params, k
         model.lm_head.kernel = model.lm_head.kernel.replace(kernel)  # type: ignore[assignment]
     attach(model, name, model, tuning.lora, key, None)
     return nnx.to_pure_dict(nnx.state(getattr(model, f"{name}_lora")))
-
-
-@jax.jit
-def checksum(values: Array) -> UInt32[Array, ""]:
-    """A sum over the bits of an array in which every place has its own factor: whole numbers, so that no mesh, order of
-    summation or device changes it."""
-    size = values.dtype.itemsize
-    bits = jax.lax.bitcast_convert_type(values, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[size]).astype(jnp.uint32)
-    places = jnp.zeros(values.shape, jnp.uint32)
-    for dim, length in enumerate(values.shape):
-        places = places * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, values.shape, dim)
-    factors = (places * jnp.uint32(2654435761)) ^ (places >> 7)  # Knuth's multiplicative hash
-    return jnp.sum(bits * (factors | 1), dtype=jnp.uint32)
-
-
-def combined(sums: dict[str, int]) -> str:
-    """One fingerprint of many arrays' sums, by name."""
-    return xxhash.xxh3_128_hexdigest(repr(sorted(sums.items())).encode())

@@ -46,6 +46,7 @@ KINDS: dict[str, tuple[dict[str, Any], LoRA]] = {
     "both_tied": ({}, LoRA(targets=("embedding",), rank=4, tie_embedding=True)),
     "untied_dora": (UNTIED, LoRA(targets=("lm_head", "up"), rank=4, dora=True)),
     "norms": ({}, LoRA(targets=("k",), rank=4, also_train=("final_norm", "layers.mlp_norm"))),
+    "tied_table": ({}, LoRA(targets=("q",), rank=4, also_train=("embedding",))),
     "biases": (BIASED, LoRA(targets=("q", "out"), rank=4, bias="all")),
     "gpt2": (GPT2, LoRA(targets=("q", "v", "down"), rank=4)),
     "gpt2_dora": (GPT2, LoRA(targets=("k", "up"), rank=4, dora=True)),
@@ -58,12 +59,13 @@ def model_of(changes: dict[str, Any]) -> CausalLM:
 
 
 def shaken(model: CausalLM, seed: int = 1) -> CausalLM:
-    """The model with every adapter, bias and norm moved a little: what training does."""
+    """The model with every adapter, bias, norm and table moved a little: what training does."""
     rng = np.random.default_rng(seed)
     graph, state = nnx.split(model)
 
     def moved(path: tuple, leaf: nnx.Variable) -> nnx.Variable:
-        trained = any("lora" in str(part) for part in path) or path[-1] == "bias" or "norm" in str(path[-2:])
+        whole = path[-1] in ("bias", "embedding") or "norm" in str(path[-2:])
+        trained = whole or any("lora" in str(part) for part in path)
         return leaf.replace(leaf.get_value() + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32) * trained)
 
     flat = [(path, moved(path, leaf)) for path, leaf in nnx.to_flat_state(state)]
@@ -167,6 +169,10 @@ THEIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "layers": ({}, {"r": 4, "target_modules": ["q_proj"], "layers_to_transform": [1], "rank_pattern": {"q_proj": 2}}),
     "embedding": ({}, {"r": 4, "target_modules": ["embed_tokens", "k_proj"], "alpha_pattern": {"k_proj": 5}}),
     "whole": (UNTIED, {"r": 4, "target_modules": ["lm_head"], "modules_to_save": ["embed_tokens", "input_layernorm"]}),
+    "tied_table": (
+        {},
+        {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
     "biases": (BIASED, {"r": 4, "target_modules": ["q_proj", "down_proj"], "bias": "all"}),
     "gpt2": (GPT2, {"r": 4, "target_modules": ["c_attn", "mlp.c_proj"], "fan_in_fan_out": True}),
 }
@@ -208,3 +214,57 @@ def test_a_foreign_adapter_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "LOHA"}))
     with pytest.raises(ValueError, match="peft_type='LOHA' is not supported; expected LORA"):
         load_peft(tmp_path / "a", tiny_model())
+
+
+def test_an_adapter_whose_base_was_changed_or_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    """Each of these would load, and give other logits than PEFT's model has."""
+    from safetensors.numpy import load_file, save_file
+
+    lora, base = LoRA(targets=("q", "v"), rank=4), tiny_model()
+    save_peft(add_lora(base, lora, rngs=nnx.Rngs(0)), lora, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+
+    def refused(match: str, *, left_out: str = "", added: str = "", **changes: Any) -> None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | changes))
+        kept = {name: value for name, value in tensors.items() if not left_out or left_out not in name}
+        more = {added: np.ones(3, np.float32)} if added else {}
+        save_file(kept | more, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(ValueError, match=match) as error:
+            load_peft(tmp_path, base)
+        assert "\n" not in str(error.value)
+
+    for init in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga"):
+        refused(f"init_lora_weights='{init}' changed the base", init_lora_weights=init)
+    q = "model.layers.1.self_attn.q_proj"
+    refused(f"lacks base_model.model.{q}.lora_B, which", left_out=f"{q}.lora_B")
+    refused(f"lacks any tensor of {q}, which .* asks for: it is not whole", left_out=q)
+    refused(r"lacks any tensor of model.layers.0.self_attn.v_proj, .* and 1 more", left_out="v_proj")
+    refused("lacks base_model.model.*lora_magnitude_vector", use_dora=True)
+    refused("lacks any tensor of embed_tokens", modules_to_save=["embed_tokens"])
+    extra = f"base_model.model.{q}.lora_magnitude_vector"
+    refused(f"holds {extra}, which adapter_config.json does not ask for", added=extra)
+    refused("holds other.weight, which this base has no place for", added="base_model.model.other.weight")
+
+
+def test_an_adapter_knows_its_base(tmp_path: Path) -> None:
+    lora, base = LoRA(targets=("q",), rank=4), tiny_model()
+    save_peft(add_lora(base, lora, rngs=nnx.Rngs(0)), lora, tmp_path, base="models/mine")
+    graph, state = nnx.split(base)
+    half = nnx.merge(graph, jax.tree.map(lambda values: values.astype(jnp.bfloat16), state))
+    for same in (base, half):  # the same weights, whatever they are loaded as
+        load_peft(tmp_path, same)
+    moved = tiny_model()
+    up = moved.layers.mlp.up.kernel
+    moved.layers.mlp.up.kernel = up.replace(up.get_value().at[1, 2, 3].multiply(1.01))
+    with pytest.raises(ValueError, match=r"another base: layers.mlp.up.kernel differs here; .* \(models/mine\)"):
+        load_peft(tmp_path, moved)
+    load_peft(tmp_path, moved, other_base=True)
+
+
+def test_a_tied_table_trained_in_one_place_is_refused(tmp_path: Path) -> None:
+    save_hf(model_of({}), tmp_path / "base")
+    settings = {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}
+    folder, _ = theirs_saved(tmp_path / "adapter", tmp_path / "base", **settings)
+    with pytest.raises(ValueError, match="tied token table in one of its two places alone"):
+        load_peft(folder, load_checkpoint(tmp_path / "base").model)
