@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.build import document_shards
-from data.loader import Loader, RowInfo, open_loader, row_ranges
+from data.loader import Loader, open_loader
+from data.loader_stats import RowInfo, row_ranges
 from data.tables import read_documents
 from models.encoder import EncoderConfig
 from models.extend import load_extended

@@ -15,8 +15,10 @@ import pytest
 
 from data import pack
 from data.heldout_loader import heldout_batches, open_heldout
-from data.loader import Batch, Loader, LoaderConfig, open_loader, row_ranges
+from data.loader import Loader, LoaderConfig, open_loader
+from data.loader_stats import row_ranges
 from data.row_order import permutation
+from data.rows import Batch
 from data.token_reader import open_tokens
 from data.tokenizer import load_tokenizer, train_tokenizer
 from data.weights import EpochCap
