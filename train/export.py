@@ -7,13 +7,14 @@ into a file is certified: the file is read again and compared with the model as 
 the run's dataset. merge_certificate.json beside the result has the KL divergence, the argmax agreement and the held-out
 loss of both; for a base that was quantised, for both merges: into the numbers that the adapter was trained on
 (--into trained) and into the weights before quantisation (--into original). Beyond a limit nothing is written, unless
---force says so.
+--force says so. --dtype nf4 stores the projections as bitsandbytes does, in 4 bits, which transformers loads so; what
+that costs is in the certificate, and is mostly above the limit: --max-kl 0.1 takes more.
 """
 
 import argparse
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -52,7 +53,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", required=True, type=Path, help="a folder that does not exist yet")
     parser.add_argument("--base", help="where the base of an adapter folder lies")
     parser.add_argument("--into", choices=("trained", "original"), default="trained", help="what a merge is made into")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the tensors of a Hugging Face folder")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "nf4"), help="of a Hugging Face folder's matrices")
     parser.add_argument("--adapter", default=None, help="which adapter, by name; default: the first")
     parser.add_argument("--tokens", type=int, default=8192, help="held-out tokens that are compared, about")
     parser.add_argument("--max-kl", type=float, default=MAX_MEAN_KL, help="mean KL that is accepted, nats a token")
@@ -113,8 +114,11 @@ def on_original(tuned: Tuned) -> Any:
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
-def heldout_batches(tuned: Tuned, tokens: int) -> Iterator[Mapping[str, np.ndarray]]:
-    """Held-out rows of the run's dataset, source after source, about `tokens` of them; a built-in passage without."""
+def compared_rows(tuned: Tuned, tokens: int) -> tuple[str, Sequence[Mapping[str, np.ndarray]]]:
+    """What the models are compared on, in words and as batches: about `tokens` of the dataset's held-out tokens.
+
+    Source after source; a built-in passage where the run has no held-out documents, or its dataset is gone.
+    """
     from data.heldout_loader import open_heldout
     from data.loader import LoaderConfig
     from models.parity import PASSAGE
@@ -124,35 +128,39 @@ def heldout_batches(tuned: Tuned, tokens: int) -> Iterator[Mapping[str, np.ndarr
     if (dataset / "tokens" / "heldout").is_dir():
         config = from_json(LoaderConfig, tuned.run["loader"])
         opened = open_heldout(dataset, config, batch_size=1)
-        share = max(1, tokens // config.seq_len // len(opened))
-        for rows in opened.values():
-            yield from islice(rows.batches(), share)
-        return
+        share = max(1, tokens // config.seq_len // max(1, len(opened)))
+        if batches := [batch for rows in opened.values() for batch in islice(rows.batches(), share)]:
+            return f"held-out rows of {', '.join(opened)} in {dataset}", batches
     if tuned.tokenizer is None:
-        raise ValueError("neither the run's dataset nor a tokenizer is there: nothing to compare the models on")
+        raise ValueError("neither held-out rows nor a tokenizer are there: nothing to compare the models on")
     length = min(ROW_TOKENS, tuned.model.config.embedding.max_positions or ROW_TOKENS)
     ids = np.asarray(tuned.tokenizer.encode_prompt(PASSAGE), np.int32)[: length + 1]
     ones = np.ones((1, len(ids) - 1), np.int32)
-    yield {
+    passage = {
         "inputs": ids[None, :-1],
         "targets": ids[None, 1:],
         "segment_ids": ones,
         "positions": np.arange(len(ids) - 1, dtype=np.int32)[None],
         "loss_weights": ones.astype(np.float32),
     }
+    return "a built-in passage of English: no held-out documents are there", [passage]
 
 
 def write_merged(tuned: Tuned, arguments: argparse.Namespace, index: int) -> None:
     """Merge, write, read again, compare, and only then give the result its name."""
+    from models.checkpoints.bitsandbytes import save_bitsandbytes
     from models.checkpoints.load import load_checkpoint
     from models.checkpoints.peft import quantization_of
     from models.checkpoints.save import save_hf
     from models.checkpoints.save_gguf import save_gguf
     from models.lora import merge_lora
+    from models.quantize import NF4, quantize_model
     from train.certificate import distance
 
-    batches = list(heldout_batches(tuned, arguments.tokens))
-    record: dict[str, Any] = {"quantization": quantization_of(tuned.model), "into": arguments.into, "merges": {}}
+    compared_on, batches = compared_rows(tuned, arguments.tokens)
+    quantization = quantization_of(tuned.model)
+    record: dict[str, Any] = {"compared_on": compared_on, "quantization": quantization, "into": arguments.into}
+    record |= {"stored_as": "gguf" if arguments.format == "gguf" else arguments.dtype, "merges": {}}
     other = "original" if arguments.into == "trained" else "trained"
     into = {"trained": lambda: tuned.model, "original": lambda: on_original(tuned)}
     if record["quantization"] is not None:  # what the other choice would have given
@@ -170,7 +178,9 @@ def write_merged(tuned: Tuned, arguments: argparse.Namespace, index: int) -> Non
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        if arguments.format == "hf":
+        if arguments.dtype == "nf4":
+            save_bitsandbytes(quantize_model(merged, NF4()), temporary, tokenizer=tuned.tokenizer)
+        elif arguments.format == "hf":
             save_hf(merged, temporary, tokenizer=tuned.tokenizer, dtype=arguments.dtype)
         else:
             save_gguf(merged, temporary / "model.gguf", tokenizer=tuned.tokenizer, name=arguments.out.name)
@@ -186,6 +196,7 @@ def write_merged(tuned: Tuned, arguments: argparse.Namespace, index: int) -> Non
         temporary.rename(arguments.out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        print(f"compared on {compared_on}")
         for name, found in record["merges"].items():
             print(f"merge into the {name} base: " + ", ".join(_shown(key, value) for key, value in found.items()))
 
@@ -199,6 +210,10 @@ def run(argv: list[str]) -> int:
     arguments = parse_arguments(argv)
     if arguments.out.exists():
         raise ValueError(f"{arguments.out} is already there: give --out a new folder")
+    if arguments.dtype is not None and arguments.format != "hf":
+        raise ValueError(
+            f"--dtype {arguments.dtype} is of --format hf; --format {arguments.format} has its own numbers"
+        )
     use_compile_cache()
     from models.checkpoints.peft_save import save_peft
 

@@ -23,7 +23,9 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from models.checkpoints.families import write_config
 from models.checkpoints.names import HF_TABLES, Rule, select
+from models.checkpoints.save import special_ids
 from models.checkpoints.tensors import MAX_SHARD_BYTES, Entry, SafetensorsFolder, write_safetensors
+from models.checkpoints.tokenizer import TextTokenizer
 from models.checkpoints.weights import parameter_paths, read_parameter
 from models.config import ModelConfig
 from models.quantize import NF4, NF4_VALUES, SCALE_GROUP, QuantizedLinear, dynamic_map, quantize_model
@@ -144,7 +146,9 @@ def read_parts(source: SafetensorsFolder, name: str, form: NF4, origin: str) -> 
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
-def save_bitsandbytes(model: CausalLM, folder: Path, *, max_shard_bytes: int = MAX_SHARD_BYTES) -> list[Path]:
+def save_bitsandbytes(
+    model: CausalLM, folder: Path, *, tokenizer: TextTokenizer | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> list[Path]:
     """Write a model whose projections are NF4 as transformers reads it; returns the weight files.
 
     Errors: ValueError where nothing of the model is NF4, or it has adapters: merge or save those apart.
@@ -152,7 +156,7 @@ def save_bitsandbytes(model: CausalLM, folder: Path, *, max_shard_bytes: int = M
     forms = {module.config for _, module in nnx.iter_modules(model) if isinstance(module, QuantizedLinear)}
     if len(forms) != 1 or not isinstance(form := forms.pop(), NF4) or form.block != 64:
         raise ValueError("bitsandbytes' folders hold NF4 in blocks of 64: quantise the model with NF4() first")
-    config = write_config(model.config)
+    config = write_config(model.config) | special_ids(tokenizer)
     config["quantization_config"] = {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True,
@@ -165,6 +169,8 @@ def save_bitsandbytes(model: CausalLM, folder: Path, *, max_shard_bytes: int = M
     folder.mkdir(parents=True, exist_ok=True)
     entries = quantised_entries(model, HF_TABLES[config["model_type"]], form)
     paths = write_safetensors(folder, entries, max_shard_bytes)
+    if tokenizer is not None:
+        tokenizer.save(folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")  # last: a folder with it is whole
     return paths
 

@@ -40,11 +40,7 @@ def save_hf(
     model = expressible(model)
     config = write_config(model.config)
     stored = np.dtype(dtype or model.config.param_dtype)
-    config |= {"dtype": stored.name, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    if tokenizer is not None:
-        config["bos_token_id"] = tokenizer.bos_id
-        config["eos_token_id"] = list(tokenizer.stop_ids) if len(tokenizer.stop_ids) > 1 else tokenizer.eos_id
-        config["pad_token_id"] = tokenizer.pad_id
+    config |= {"dtype": stored.name, **special_ids(tokenizer)}
     folder.mkdir(parents=True, exist_ok=True)
     table = HF_TABLES[config["model_type"]]
     paths = write_safetensors(folder, hf_entries(model, table, stored), max_shard_bytes)
@@ -52,6 +48,14 @@ def save_hf(
         tokenizer.save(folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")  # last: a folder with it is whole
     return paths
+
+
+def special_ids(tokenizer: TextTokenizer | None) -> dict[str, Any]:
+    """What a Hugging Face config says of the special tokens."""
+    if tokenizer is None:
+        return {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    stops = list(tokenizer.stop_ids) if len(tokenizer.stop_ids) > 1 else tokenizer.eos_id
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops, "pad_token_id": tokenizer.pad_id}
 
 
 def hf_entries(model: CausalLM, table: Mapping[str, Rule], dtype: np.dtype) -> Iterator[Entry]:
