@@ -26,7 +26,7 @@ from data.row_order import RowOrder
 from data.rows import Batch, RowMaker, checked, empty_batch
 from data.token_reader import SourceIndex, TokenReader, open_tokens
 from data.tokenizer import Tokenizer
-from data.weights import EpochCap, Phases, Weights, capped, weight_phases
+from data.weights import EpochCap, Phases, Weights, capped, check_weights, weight_phases
 
 LAST_STEP = 1 << 48  # Grain asks for a length; no run gets there
 
@@ -62,6 +62,7 @@ class LoaderConfig:
                 raise ValueError(f"loader.{name}={getattr(self, name)}: expected at least {least}")
         if self.packing not in ("first_fit", "concat_then_split"):
             raise ValueError(f"loader.packing={self.packing!r}: expected 'first_fit' or 'concat_then_split'")
+        check_weights(self.weights, self.changes)
         for start, stop in self.skip:
             if not 0 <= start < stop:
                 raise ValueError(f"loader.skip: [{start}, {stop}) is not a range of global row numbers")
@@ -137,7 +138,19 @@ class Loader:
         return checked(batch)
 
     def begin(self, step: int, row: int) -> None:
-        """The batch of `step` begins with global row `row` from here on: of a run whose batch size changed."""
+        """The batch of `step` begins with global row `row` from here on: of a run whose batch size changed.
+
+        Raises ValueError in one line where the mixture changes at steps, or a cap counts them: both are planned as rows
+        of as many batches, so with other batches the rows before `row` would not be those that the run has seen.
+        """
+        size, config = self.config.global_batch_size, self.config
+        if row != step * size and (config.changes or config.epoch_cap):
+            setting = "loader.changes" if config.changes else "loader.epoch_cap"
+            raise ValueError(
+                f"{setting} counts steps, and {step} steps of {size} rows are {step * size}, not the {row} that this "
+                "run has read: a run with it cannot change loader.global_batch_size or loader.seq_len; set them back, "
+                "or give this run a run_dir of its own"
+            )
         self._origin = (step, row)
 
     def first_row(self, step: int) -> int:

@@ -23,9 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="data.field=value", help="changes to the config")
     options = parser.parse_intermixed_args(arguments)
     try:
-        from train.config import apply_overrides, load_config  # after --help, which needs none of it
+        from train.agreement import check_mixture  # after --help, which needs none of it
+        from train.config import apply_overrides, load_config
 
         config = apply_overrides(load_config(options.config), options.overrides)
+        if config.data.tokenizer is not None:
+            check_mixture(config.data, config.loader)
         dataset = build_dataset(config.data)
         print(summary(dataset, read_manifest(dataset)))
         if config.data.tokenizer is not None:

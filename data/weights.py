@@ -48,7 +48,7 @@ class EpochCap:
     steps: int
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.steps < 1:
+        if not self.epochs > 0 or self.steps < 1:  # so that NaN is refused
             raise ValueError(f"EpochCap: epochs={self.epochs} and steps={self.steps} must be above 0")
 
 
@@ -56,14 +56,54 @@ Weights = FixedWeights | Temperature
 Phases = list[tuple[int, dict[str, float]]]  # (first step, share of tokens of each source that is used)
 
 
+def check_weights(weights: Weights, changes: Sequence[tuple[int, Weights]]) -> None:
+    """Refuse (ValueError, one line) what no dataset makes right: numbers, a name given twice, the order of changes.
+
+    The line names the setting: loader.weights, or the one of loader.changes by its step.
+    """
+    steps = [0, *(step for step, _ in changes)]
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        raise ValueError(f"loader.changes begin at steps {steps[1:]}: expected rising numbers above 0")
+    for setting, each in _settings(weights, changes):
+        named = () if isinstance(each, Temperature) else each
+        for name, weight in named:
+            if not 0 < weight < float("inf"):
+                raise ValueError(f"{setting}: {name}={weight}; a weight is above 0 (to not use a source, leave it out)")
+        names = [name for name, _ in named]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{setting} names {name!r} {names.count(name)} times: give it one weight")
+
+
+def check_names(
+    weights: Weights, changes: Sequence[tuple[int, Weights]], sources: Sequence[str], split_languages: bool
+) -> None:
+    """Refuse (ValueError, one line) weights of a source that is none of `sources`, those that a dataset is built from.
+
+    Which languages a dataset has is known when it is built; here, whether it is split by them at all.
+    """
+    for setting, each in _settings(weights, changes):
+        by_language = each.over == "language" if isinstance(each, Temperature) else any(":" in name for name, _ in each)
+        if by_language and not split_languages:
+            raise ValueError(f"{setting} is by language: set data.split_languages=True, or weigh sources as wholes")
+        for name, _ in () if isinstance(each, Temperature) else each:
+            base, colon, _ = name.partition(":")
+            if base not in sources and (base or not colon):
+                raise ValueError(f"{setting} names source {name!r}; data.sources are {', '.join(sources)}")
+
+
+def _settings(weights: Weights, changes: Sequence[tuple[int, Weights]]) -> list[tuple[str, Weights]]:
+    """All weights with what they are called in a config."""
+    return [("loader.weights", weights), *((f"loader.changes at step {step}", each) for step, each in changes)]
+
+
 def weight_phases(weights: Weights, changes: Sequence[tuple[int, Weights]], tokens: Mapping[str, int]) -> Phases:
     """The weights from step 0 on and after each change, for sources with `tokens` each.
 
     Raises ValueError in one line for changes that are out of order and whatever `token_weights` refuses.
     """
+    check_weights(weights, changes)
     steps = [0, *(step for step, _ in changes)]
-    if any(later <= earlier for earlier, later in pairwise(steps)):
-        raise ValueError(f"loader.changes begin at steps {steps[1:]}: expected rising numbers above 0")
     return [(step, token_weights(each, tokens)) for step, each in zip(steps, [weights, *(w for _, w in changes)])]
 
 
@@ -81,11 +121,8 @@ def token_weights(weights: Weights, tokens: Mapping[str, int]) -> dict[str, floa
     if not weights:
         return {source: float(count) for source, count in there.items()}
     shares: dict[str, float] = {}
+    check_weights(weights, ())
     for name, weight in weights:
-        if not 0 < weight < float("inf"):
-            raise ValueError(
-                f"loader.weights: {name}={weight}; a weight is above 0 (to not use a source, leave it out)"
-            )
         covered = [source for source in tokens if _covers(name, source)]
         if not covered:
             raise ValueError(f"loader.weights names source {name!r}; the dataset has {', '.join(sorted(tokens))}")

@@ -73,6 +73,9 @@ def run(argv: list[str]) -> int:
     if arguments.print_config:
         print(json.dumps(to_json(config), indent=1))
         return 0
+    from train.agreement import check_mixture
+
+    check_mixture(config.data, config.loader)
     if arguments.dry_run:
         from train.plan import dry_run
 
@@ -85,6 +88,7 @@ def run(argv: list[str]) -> int:
 
 def train_together(config: "Config", profile: tuple[int, int] | None) -> int:
     """Meets the other processes, where there are any, checks what can be checked before compiling, and trains."""
+    from train.agreement import check_tokenizer
     from train.distributed import find_place, start_jax
     from train.preflight import build_together, check_code_and_config, check_devices, check_output, output_folders
 
@@ -92,6 +96,7 @@ def train_together(config: "Config", profile: tuple[int, int] | None) -> int:
     try:
         check_code_and_config(processes, config)
         check_output(processes, output_folders(config))
+        check_tokenizer(config)
         dataset = build_together(processes, config)
         use_compilation_cache(config.train.compilation_cache)
         start_jax(processes)

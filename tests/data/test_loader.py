@@ -218,6 +218,23 @@ def test_a_curriculum_changes_the_mixture_at_its_step(dataset: Path) -> None:
         assert epochs * loader.stats.sources[source].rows == pytest.approx(seen[source])
 
 
+def test_another_batch_size_goes_on_from_its_row_or_is_refused(dataset: Path) -> None:
+    """Ten batches of 8 rows, then batches of 16: no row twice and none left out; a curriculum would move them."""
+    before, after = open_loader(dataset, CONFIG), open_loader(dataset, replace(CONFIG, global_batch_size=16))
+    after.begin(10, 80)
+    for step in (10, 11):
+        wide, narrow = after.batch(step), [before.batch(2 * step - 10), before.batch(2 * step - 9)]
+        assert same(wide, {name: np.concatenate([part[name] for part in narrow]) for name in wide})
+    for setting in (
+        {"changes": ((15, (("code", 0.2), ("prose", 0.8))),)},
+        {"epoch_cap": EpochCap(epochs=2, steps=30)},
+    ):
+        loader = open_loader(dataset, replace(CONFIG, global_batch_size=16, **setting))  # type: ignore[arg-type]
+        loader.begin(10, 160)
+        with pytest.raises(ValueError, match=rf"loader\.{next(iter(setting))} counts steps, and 10 steps of 16 rows"):
+            loader.begin(10, 80)
+
+
 def test_an_epoch_cap_holds_over_the_run(dataset: Path) -> None:
     config = replace(CONFIG, weights=(("code", 0.01), ("prose", 0.99)), epoch_cap=EpochCap(epochs=2, steps=300))
     epochs = open_loader(dataset, replace(config, epoch_cap=None)).planned_epochs(300)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from data.weights import EpochCap, Temperature, capped, token_weights, weight_phases
+from data.loader import LoaderConfig
+from data.weights import EpochCap, Temperature, capped, check_names, token_weights, weight_phases
 
 STREAMS = {"web:de": 600, "web:fr": 200, "books:de": 100, "code": 100}
 
@@ -65,13 +66,14 @@ PLAIN: dict[str, int] = {"a": 1, "b": 1}
         (lambda: token_weights((("a", float("nan")),), PLAIN), "a=nan; a weight is above 0"),
         (lambda: token_weights((("a", 1), ("b", 1)), {"a": 1, "b": 0}), "source 'b' has no tokens"),
         (lambda: token_weights((("web", 1), (":de", 1)), STREAMS), "':de' covers 'web:de', which another weight"),
-        (lambda: token_weights((("code", 1), ("code", 2)), STREAMS), "'code' covers 'code'"),
+        (lambda: token_weights((("code", 1), ("code", 2)), STREAMS), "names 'code' 2 times"),
         (lambda: token_weights((), {"a": 0}), "no tokens in any source"),
         (lambda: token_weights(Temperature(over="language"), STREAMS), "'code' is not split by language"),
         (lambda: Temperature(alpha=1.5), "alpha=1.5; expected 0"),
         (lambda: Temperature(over="script"), "expected 'all', 'source' or 'language'"),  # type: ignore[arg-type]
         (lambda: weight_phases((), ((5, ()), (5, ())), PLAIN), r"changes begin at steps \[5, 5\]: expected rising"),
         (lambda: EpochCap(epochs=0, steps=10), "must be above 0"),
+        (lambda: EpochCap(epochs=float("nan"), steps=10), "must be above 0"),
         (
             lambda: capped([(0, {"a": 1.0, "b": 1.0})], EpochCap(epochs=2, steps=500), {"a": 9, "b": 100}, PLAIN),
             "500 rows are asked for, but all sources hold only 218 in 2 epochs",
@@ -82,3 +84,32 @@ def test_weights_that_do_not_fit_are_one_line(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_none_is_refused_by_the_config(weight: float) -> None:
+    wrong = (("a", 1.0), ("b", weight))
+    for setting, match in (
+        ({"weights": wrong}, f"loader.weights: b={weight}; a weight is above 0"),
+        ({"changes": ((7, wrong),)}, f"loader.changes at step 7: b={weight}; a weight is above 0"),
+        ({"changes": ((7, ()), (7, ()))}, r"begin at steps \[7, 7\]: expected rising"),
+        ({"weights": (("a", 1.0), ("a", 2.0))}, "loader.weights names 'a' 2 times"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            LoaderConfig(seq_len=8, global_batch_size=1, **setting)  # type: ignore[arg-type]
+
+
+def test_a_name_that_the_dataset_will_not_have_is_refused_before_it_is_built() -> None:
+    sources = ("web", "books")
+    for weights in ((("web", 1.0),), (("web:de", 1.0), (":fr", 1.0)), Temperature(over="language"), ()):
+        check_names(weights, ((3, weights),), sources, True)
+    for weights, split, match in (
+        ((("wbe", 1.0),), True, "names source 'wbe'; data.sources are web, books"),
+        ((("wbe:de", 1.0),), True, "names source 'wbe:de'; data.sources are web, books"),
+        ((("web:de", 1.0),), False, r"is by language: set data\.split_languages=True"),
+        (Temperature(over="language"), False, r"is by language: set data\.split_languages=True"),
+    ):
+        with pytest.raises(ValueError, match="^loader.weights " + match):
+            check_names(weights, (), sources, split)
+        with pytest.raises(ValueError, match="^loader.changes at step 3 " + match):
+            check_names((), ((3, weights),), sources, split)

@@ -1,22 +1,25 @@
 """A model grows with its tokenizer: new rows are means, all else is what it was."""
 
+import dataclasses
 import importlib.util
 import json
 import math
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from data.tokenizer_extend import extend_bpe
 from models.checkpoints.load import load_checkpoint
 from models.checkpoints.save import save_hf
 from models.checkpoints.tokenizer import TextTokenizer, load_tokenizer_folder
 from models.config import Embedding, ModelConfig
-from models.extend import extend_model, extended_rows, load_extended, parents_of
+from models.extend import extend_model, extended_rows, load_extended, parents_of, same_pieces
 from models.sharding import MeshConfig, make_mesh
 from models.transformer import CausalLM
 from models.tuning import Tuning
@@ -49,9 +52,12 @@ def bits_per_token(model: CausalLM, ids: list[int]) -> float:
 
 def test_new_rows_are_means_of_the_old_ones() -> None:
     table = jnp.arange(12, dtype=jnp.float32).reshape(4, 3)
-    grown = np.asarray(extended_rows(table, [[0, 1], [3], [1, 2, 3]]))
+    means = np.array([[1.5, 2.5, 3.5], [9.0, 10, 11], [6, 7, 8]])
+    grown = np.asarray(extended_rows(table, [[0, 1], [3], [1, 2, 3]], 4))
     assert (grown[:4] == np.asarray(table)).all()
-    np.testing.assert_allclose(grown[4:], np.array([[1.5, 2.5, 3.5], [9.0, 10, 11], [6, 7, 8]]))
+    np.testing.assert_allclose(grown[4:], means)
+    padded = np.asarray(extended_rows(jnp.concatenate([table, -jnp.ones((5, 3))]), [[0, 1], [3], [1, 2, 3]], 4))
+    assert (padded[:7] == grown).all() and (padded[7:] == -1).all() and len(padded) == 9
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -63,6 +69,55 @@ def test_old_ids_keep_their_logits(tied: bool) -> None:
     assert after.shape == (4, 42)
     np.testing.assert_allclose(after[:, :40], before, atol=1e-6)
     np.testing.assert_allclose(after[:, 40], before[:, [1, 2]].mean(1), atol=1e-5)
+
+
+def letters(count: int, *merged: str) -> TextTokenizer:
+    """A tokenizer of so many characters, and of pieces that are two of them."""
+    pieces = [*(chr(0x61 + number) for number in range(count)), *merged]
+    backend = Tokenizer(BPE({piece: number for number, piece in enumerate(pieces)}, [(a, b) for a, b in merged]))
+    return TextTokenizer(backend=backend, bos_id=None, eos_id=0, pad_id=0, stop_ids=(0,))
+
+
+def loaded(folder: Path, model: CausalLM, old: TextTokenizer | None, new: TextTokenizer, vocab_size: int) -> np.ndarray:
+    """The token table that a run on a dataset with tokenizer `new` begins with, from `model` with tokenizer `old`."""
+    save_hf(model, folder / "hf", tokenizer=old)
+    new.save(folder / "tokenizer")
+    config = dataclasses.replace(model.config, vocab_size=vocab_size, param_dtype="float32")
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    params, _ = load_extended(str(folder / "hf"), config, mesh, Tuning(), folder / "tokenizer", seed=0)
+    return np.asarray(params["embedding"])
+
+
+@pytest.mark.parametrize("extra", [(), ("ab", "cd")], ids=["same size", "more pieces"])
+def test_a_dataset_of_another_tokenizer_is_refused(extra: tuple[str, ...], tmp_path: Path) -> None:
+    old, new = letters(39, "ab"), letters(39, "ac", *extra[1:])
+    with pytest.raises(
+        ValueError, match=r"id 39 is 'ac' in the dataset and 'ab' in init_from=.*hf: set data\.tokenizer"
+    ):
+        loaded(tmp_path, tiny(True), old, new, 40 + len(extra[1:]))
+
+
+def test_rows_stay_where_the_tokenizer_is_the_same_or_none_is_known(tmp_path: Path, capsys) -> None:
+    model = tiny(True)
+    table = np.asarray(model.embedding.get_value())
+    for place, (old, new) in enumerate(
+        ((letters(40), letters(40)), (letters(30), letters(30)), (letters(40), letters(38)), (None, letters(38, "ab")))
+    ):
+        assert (loaded(tmp_path / str(place), model, old, new, 40) == table).all()
+        assert ("has no tokenizer: that its ids" in capsys.readouterr().out) == (old is None)
+
+
+def test_new_pieces_of_a_padded_table_get_their_means(tmp_path: Path) -> None:
+    """Forty rows, thirty pieces: the padding becomes the rows of new pieces, and the table grows past it."""
+    model = tiny(True)
+    table = np.asarray(model.embedding.get_value())
+    for place, vocab_size in enumerate((40, 42)):
+        merged = [chr(0x61 + number) + "a" for number in range(vocab_size - 30 - 2 * (vocab_size == 40))]
+        found = loaded(tmp_path / str(place), model, letters(30), letters(30, *merged), vocab_size)
+        means = (table[: len(merged)] + table[0]) / 2
+        assert found.shape == (vocab_size, 16) and (found[:30] == table[:30]).all()
+        np.testing.assert_allclose(found[30 : 30 + len(merged)], means, rtol=1e-6)
+        assert (found[30 + len(merged) :] == table[30 + len(merged) :]).all()
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +141,15 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[TextTokenizer, Te
 
 def test_a_tokenizer_that_is_no_extension_is_refused(smollm2: tuple[TextTokenizer, TextTokenizer, Path]) -> None:
     old, new, folder = smollm2
-    parents = parents_of(old, new)
+    same_pieces(CHECKPOINT, old, new)
+    parents = parents_of(old, new, old.vocab_size)
     assert len(parents) == NEW_PIECES and all(0 <= i < old.vocab_size for ids in parents for i in ids)
     spec = json.loads((folder / "tokenizer.json").read_text())
     vocab = spec["model"]["vocab"]
     vocab["Ġthe"], vocab["Ġand"] = vocab["Ġand"], vocab["Ġthe"]
     other = TextTokenizer(backend=Tokenizer.from_str(json.dumps(spec)), bos_id=1, eos_id=2, pad_id=2, stop_ids=(2,))
     with pytest.raises(ValueError, match="no extension of the checkpoint's: id"):
-        parents_of(old, other)
+        same_pieces(CHECKPOINT, old, other)
 
 
 def test_a_larger_vocabulary_needs_such_a_tokenizer(smollm2: tuple[TextTokenizer, TextTokenizer, Path]) -> None:
@@ -121,7 +177,7 @@ def test_smollm2_learns_a_script_and_keeps_english(
     assert old.encode_batch(english) == new.encode_batch(english)
 
     model = load_checkpoint(CHECKPOINT).model
-    grown = extend_model(model, parents_of(old, new))
+    grown = extend_model(model, parents_of(old, new, old.vocab_size))
     ids = new.encode("\n".join(english[900:]))[:512]
     bits = bits_per_token(model, ids), bits_per_token(grown, ids)
     rise = 2 ** (bits[1] - bits[0]) - 1
