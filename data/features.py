@@ -74,6 +74,7 @@ class Words:
 
     @lazy
     def char_count(self) -> int:
+        """Characters of all words, without what parts them."""
         return self.ends[-1]
 
     def repeated(self, n: int) -> list[list[int]]:
@@ -237,14 +238,17 @@ class Features:
 
     @lazy
     def newline_duplicates(self) -> tuple[int, int]:
+        """(lines, characters) of `newline_lines` that occurred before."""
         return duplicates(self.newline_lines)
 
     @lazy
     def filled_duplicates(self) -> tuple[int, int]:
+        """(lines, characters) of `filled_lines` that occurred before."""
         return duplicates(self.filled_lines)
 
     @lazy
     def paragraph_duplicates(self) -> tuple[int, int]:
+        """(paragraphs, characters) that occurred before."""
         return duplicates(self.paragraphs)
 
     @lazy
@@ -254,6 +258,7 @@ class Features:
 
     @lazy
     def lower(self) -> str:
+        """The text in small letters."""
         return self.text.lower()
 
 

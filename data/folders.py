@@ -36,6 +36,7 @@ class Step:
 
     @property
     def folder(self) -> str:
+        """Its folder below the dataset."""
         return f"{STAGES}/{self.name}-{self.key}"
 
 

@@ -58,6 +58,7 @@ class HeldOut:
             yield document.with_meta(split=self.split(document))
 
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
+        """As `Stage.run`; ValueError where all documents came to one side."""
         counts = map_documents(self, inputs, output, engine, label=self.name)
         sides = set()
         for path in inputs:

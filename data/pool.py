@@ -32,6 +32,7 @@ class Worker:
 
 
 def with_model(shard: Any, *, fn: Callable[[Any, Any], Any], model: Callable[[], Any]) -> Any:
+    """`fn` on a shard and the model, which is built when the first shard comes."""
     return fn(shard, model())  # not before the first shard: there may be none
 
 
@@ -43,12 +44,15 @@ class Inline:
         self._next: tuple[int, int] | None = None
 
     def free(self) -> int:
+        """As `Hands.free`."""
         return int(self._next is None)
 
     def start(self, ticket: int, index: int) -> None:
+        """As `Hands.start`; the work is done in `wait`."""
         self._next = ticket, index
 
     def wait(self, seconds: float | None) -> Sequence[Answer]:
+        """As `Hands.wait`; does the work, however many seconds it takes."""
         assert self._next is not None
         (ticket, index), self._next = self._next, None
         try:
@@ -57,6 +61,7 @@ class Inline:
             return [Answer(ticket, trouble=Trouble(*failure(error)))]
 
     def stop(self, ticket: int) -> None:
+        """As `Hands.stop`."""
         self._next = None
 
 
@@ -69,19 +74,23 @@ class Spread:
             workers.append(_start())
 
     def free(self) -> int:
+        """As `Hands.free`."""
         return sum(worker.ticket is None for worker in self._workers)
 
     def start(self, ticket: int, index: int) -> None:
+        """As `Hands.start`."""
         worker = next(worker for worker in self._workers if worker.ticket is None)
         worker.ticket = ticket
         _send(worker, self._function, pickle.dumps(self._shards[index]))
 
     def wait(self, seconds: float | None) -> Sequence[Answer]:
+        """As `Hands.wait`."""
         busy = {worker.connection: worker for worker in self._workers if worker.ticket is not None}
         ready = wait(list(busy), timeout=seconds)
         return [self._receive(busy[connection]) for connection in ready if isinstance(connection, Connection)]
 
     def stop(self, ticket: int) -> None:
+        """As `Hands.stop`; the process that does the work is killed and replaced."""
         worker = next((worker for worker in self._workers if worker.ticket == ticket), None)
         if worker is not None:  # else its answer is in the same batch as the one that won
             self._replace(worker)

@@ -18,13 +18,24 @@ class RayNeeds(Protocol):
     """What a shard and a model take; `data.engine_ray.Ray` has it."""
 
     @property
-    def cpus(self) -> float: ...
+    def cpus(self) -> float:
+        """CPUs of a shard."""
+        ...
+
     @property
-    def memory_bytes(self) -> int | None: ...
+    def memory_bytes(self) -> int | None:
+        """Memory of a shard, where it is to be reserved."""
+        ...
+
     @property
-    def model_resources(self) -> tuple[tuple[str, float], ...]: ...
+    def model_resources(self) -> tuple[tuple[str, float], ...]:
+        """Ray's resources of a model, as (name, amount); empty: `cpus`."""
+        ...
+
     @property
-    def max_models(self) -> int | None: ...
+    def max_models(self) -> int | None:
+        """Most actors with a model; None: as many as the cluster holds."""
+        ...
 
 
 class _Owed:
@@ -68,13 +79,16 @@ class RayTasks(_Owed):
         self._task = ray.remote(num_cpus=config.cpus, max_retries=0, **memory)(_work)
 
     def free(self) -> int:
+        """As `Hands.free`; the cluster may grow while it works."""
         total = self._ray.cluster_resources().get("CPU", 0.0)
         return max(1, int(total / self._config.cpus)) - len(self._tickets)
 
     def start(self, ticket: int, index: int) -> None:
+        """As `Hands.start`."""
         self._tickets[self._task.remote(self._function, pickle.dumps(self._shards[index]))] = ticket
 
     def stop(self, ticket: int) -> None:
+        """As `Hands.stop`; the task is killed."""
         if ticket in self._tickets.values():
             self._ray.cancel(self._ref_of(ticket), force=True)
 
@@ -100,14 +114,17 @@ class RayActors(_Owed):
         self._busy: dict[int, Any] = {}
 
     def free(self) -> int:
+        """As `Hands.free`."""
         return self._room - len(self._busy)
 
     def start(self, ticket: int, index: int) -> None:
+        """As `Hands.start`, on an actor that has its model where one is idle."""
         actor = self._idle.pop() if self._idle else self._actor.remote()
         self._busy[ticket] = actor
         self._tickets[actor.work.remote(self._function, pickle.dumps(self._shards[index]))] = ticket
 
     def wait(self, seconds: float | None) -> Sequence[Answer]:
+        """As `Hands.wait`."""
         answers = super().wait(seconds)
         for answer in answers:
             actor = self._busy.pop(answer.ticket)
@@ -118,6 +135,7 @@ class RayActors(_Owed):
         return answers
 
     def stop(self, ticket: int) -> None:
+        """As `Hands.stop`; the actor is killed, with its model."""
         if ticket in self._busy:
             self._ref_of(ticket)
             self._ray.kill(self._busy.pop(ticket))
@@ -149,6 +167,7 @@ class _ModelActor:
 
 
 def call_with_model(shard: Any, *, build: Callable[[], Any], fn: Callable[[Any, Any], Any]) -> Any:
+    """`fn` on a shard and the model, which the process keeps from shard to shard."""
     return fn(shard, _model(build))
 
 

@@ -38,6 +38,7 @@ class Strikes:
             os.write(self._file, b"%d\n" % number)
 
     def close(self) -> None:
+        """End the notes."""
         os.close(self._file)
 
 

@@ -46,6 +46,7 @@ class Measures:
 
     @property
     def bytes_per_token(self) -> float:
+        """UTF-8 bytes a token."""
         return self.num_bytes / self.tokens
 
     @property
@@ -55,6 +56,7 @@ class Measures:
 
     @property
     def fallback_share(self) -> float:
+        """Share of tokens that are single bytes or unknown."""
         return self.fallback / self.tokens
 
 

@@ -34,6 +34,7 @@ class HashSample:
         self._total = 0
 
     def add(self, document: Document) -> None:
+        """Take a document in, if its hash is among the smallest so far."""
         key = xxhash.xxh64_intdigest(document.id.encode(), self._seed)
         if self._total >= self.budget and -key <= self._heap[0][0]:
             return

@@ -38,11 +38,19 @@ class Masked(Protocol):
     """A text, the words to replace as (start, end) in characters, and a seed."""
 
     @property
-    def text(self) -> str: ...
+    def text(self) -> str:
+        """The text."""
+        ...
+
     @property
-    def spans(self) -> Sequence[tuple[int, int]]: ...
+    def spans(self) -> Sequence[tuple[int, int]]:
+        """(start, end) of each word to replace, in characters, in order."""
+        ...
+
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """What the draws depend on."""
+        ...
 
 
 @dataclass(frozen=True)

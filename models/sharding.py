@@ -181,7 +181,7 @@ def batch_sharding(mesh: Mesh | AbstractMesh, rules: Mapping[str, MeshAxes] = RU
 
 @runtime_checkable
 class Sizes(Protocol):
-    """What of a model's config the axes of a mesh divide."""
+    """What of a model's config the axes of a mesh divide, by the names of `models.config.ModelConfig`."""
 
     @property
     def vocab_size(self) -> int: ...

@@ -52,6 +52,7 @@ class Member:
     since: float = field(default_factory=time.monotonic)
 
     def told(self, now: float) -> str:
+        """Where it stands, for people; now: `time.monotonic`."""
         return (
             f"step {self.step}, {self.doing} for {now - self.since:.0f} s, last heard of {now - self.heard:.0f} s ago"
         )

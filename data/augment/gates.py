@@ -101,22 +101,27 @@ class Traits:
 
     @cached_property
     def words(self) -> list[str]:
+        """The words, in small letters."""
         return words(self.text)
 
     @cached_property
     def stems(self) -> Counter[str]:
+        """How often each stem of a word occurs."""
         return Counter(word[:STEM] for word in self.words)
 
     @cached_property
     def triples(self) -> set[tuple[str, ...]]:
+        """Every three words in a row; of a shorter text, all of them."""
         return set(zip(self.words, self.words[1:], self.words[2:])) or {tuple(self.words)}
 
     @cached_property
     def names(self) -> set[str]:
+        """The names in it, as `data.augment.facts.names` finds them."""
         return names(self.text)
 
     @cached_property
     def openers(self) -> set[str]:
+        """Words that begin a sentence with their only capital, which may be names."""
         return openers(self.text)
 
     @cached_property
@@ -126,6 +131,7 @@ class Traits:
 
     @cached_property
     def numbers(self) -> Counter[str]:
+        """How often each number occurs, in one spelling."""
         return numbers(self.text)
 
     @cached_property
@@ -138,6 +144,7 @@ class Traits:
 
     @cached_property
     def language(self) -> str:
+        """ISO 639-1 code, known or detected in the first 2,000 characters."""
         return self.known_language or Language().detect(self.text[:2000])[0]
 
 

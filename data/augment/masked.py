@@ -40,7 +40,9 @@ class Filler(Protocol):
 class FillerSpec(Protocol):
     """A frozen value in a config that makes a filler when the stage runs."""
 
-    def build(self) -> Filler: ...
+    def build(self) -> Filler:
+        """The filler, loaded; ValueError in one line where something is missing."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +66,16 @@ class MaskedReplacement:
 
     @property
     def model(self) -> str:
+        """The filler's checkpoint, for the lineage."""
         return str(getattr(self.filler, "checkpoint", type(self.filler).__name__))
 
     def inputs_key(self) -> Any:
+        """What the filler says of the files that it reads; None where it says nothing."""
         key = getattr(self.filler, "inputs_key", None)
         return key() if key else None
 
     def build(self) -> MaskedRewriter:
+        """The rewriter, with its model loaded."""
         build = getattr(self.filler, "build", None)
         return MaskedRewriter(self, build() if build else self.filler)
 

@@ -60,7 +60,9 @@ class Generator(Protocol):
 class GeneratorSpec(Protocol):
     """A frozen value in a config that makes a generator when the stage runs."""
 
-    def build(self) -> Generator: ...
+    def build(self) -> Generator:
+        """The generator, loaded; ValueError in one line where something is missing."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +105,16 @@ class Paraphrase:
 
     @property
     def model(self) -> str:
+        """The generator's checkpoint, for the lineage."""
         return str(getattr(self.generator, "checkpoint", type(self.generator).__name__))
 
     def inputs_key(self) -> Any:
+        """What the generator says of the files that it reads; None where it says nothing."""
         key = getattr(self.generator, "inputs_key", None)
         return key() if key else None
 
     def build(self) -> Paraphraser:
+        """The rewriter, with its model loaded."""
         build = getattr(self.generator, "build", None)
         return Paraphraser(self, build() if build else self.generator)
 

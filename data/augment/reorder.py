@@ -39,12 +39,15 @@ class Reorder:
 
     @property
     def model(self) -> str:
+        """The rule, for the lineage."""
         return f"rule: {self.mode}"
 
     def inputs_key(self) -> Any:
+        """None: no files are read."""
         return None
 
     def build(self) -> Reorder:
+        """Itself: there is nothing to load."""
         return self
 
     def __call__(self, requests: Sequence[Request]) -> list[str | Drop]:

@@ -107,6 +107,7 @@ class Augment:
         return Dose(technique=self.technique.name, seed=self.seed, factor=self.factor, factors=self.factors)
 
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
+        """As `Stage.run`: a survey of all shards, the copies, which of them the budget keeps, and then the shards."""
         scratch = output / "scratch"
         tasks = [(path, index) for index, path in enumerate(inputs)]
         if not (scratch / "verdicts.npz").exists():

@@ -55,7 +55,9 @@ class Technique(Protocol):
     in_driver: ClassVar[bool]
 
     @property
-    def libraries(self) -> tuple[str, ...]: ...
+    def libraries(self) -> tuple[str, ...]:
+        """Distributions whose versions shape what it writes."""
+        ...
 
     @property
     def model(self) -> str:

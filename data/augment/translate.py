@@ -37,12 +37,18 @@ class TranslatorSpec(Protocol):
     """A frozen value in a config. source, target: ISO 639-1 codes."""
 
     @property
-    def source(self) -> str: ...
+    def source(self) -> str:
+        """The language that it reads."""
+        ...
 
     @property
-    def target(self) -> str: ...
+    def target(self) -> str:
+        """The language that it writes."""
+        ...
 
-    def build(self) -> Translator: ...
+    def build(self) -> Translator:
+        """The translator, loaded; ValueError in one line where something is missing."""
+        ...
 
 
 Route = tuple[TranslatorSpec, ...]
@@ -78,6 +84,7 @@ class BackTranslation:
 
     @property
     def model(self) -> str:
+        """The routes by their languages and programs, for the lineage."""
         return "; ".join(_route_name(route) for route in self.routes)
 
     def route(self, seed: int) -> int:
@@ -89,10 +96,12 @@ class BackTranslation:
         return {"route": _route_name(self.routes[self.route(seed)])} if len(self.routes) > 1 else {}
 
     def inputs_key(self) -> Any:
+        """What each translator says of the files that it reads, in the order of the routes."""
         keys = [getattr(step, "inputs_key", None) for route in self.routes for step in route]
         return [key() if key else None for key in keys]
 
     def build(self) -> BackTranslator:
+        """The rewriter, with each translator loaded once, in however many routes it is."""
         built: dict[int, Translator] = {}
         for route in self.routes:
             for step in route:
@@ -211,6 +220,7 @@ class Command:
             return xxhash.xxh3_64_hexdigest(file.read())
 
     def build(self) -> Command:
+        """Itself, after a look for the program; ValueError where it is not installed."""
         self.program  # noqa: B018 (refuses here, not after hours of other stages)
         return self
 

@@ -210,16 +210,20 @@ class MetaIs:
 
 
 def word_count(features: Features) -> int:
+    """Whitespace-separated words."""
     return len(features.chunks)
 
 
 def char_count(features: Features) -> int:
+    """Characters of the text."""
     return len(features.text)
 
 
 def mean_word_length(features: Features) -> float:
+    """Characters of a whitespace-separated word."""
     return ratio(sum(map(len, features.chunks)), len(features.chunks))
 
 
 def alphabetic_ratio(features: Features) -> float:
+    """Share of all characters that are letters."""
     return ratio(features.alphabetic, len(features.text))

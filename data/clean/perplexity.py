@@ -43,7 +43,9 @@ class Scorer(Protocol):
 class ScorerSpec(Protocol):
     """A frozen value in a config that makes a scorer when the stage runs."""
 
-    def build(self) -> Scorer: ...
+    def build(self) -> Scorer:
+        """The scorer, loaded; ValueError in one line where something is missing."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ class ScorePerplexity:
         return files() if files else None
 
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
+        """As `Stage.run`; the model is built once a process that scores."""
         work = partial(score_documents, batch_size=self.batch_size)
         return map_documents_with(self._scorer, work, inputs, output, engine, label=self.name)
 
@@ -146,6 +149,7 @@ class PerplexityTiers:
     libraries: ClassVar[tuple[str, ...]] = ("pyarrow",)
 
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
+        """As `Stage.run`: histograms of each language over all shards first, then tiers by their percentiles."""
         total: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(BINS, np.int64))
         for counts in engine.map_shards(_histograms, list(inputs), label="perplexity percentiles"):
             for language, histogram in counts.items():

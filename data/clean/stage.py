@@ -58,6 +58,7 @@ class Clean:
     libraries: ClassVar[tuple[str, ...]] = LIBRARIES
 
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
+        """As `Stage.run`; ValueError where a source has no recipe."""
         return run_recipes(self, inputs, output, engine)
 
 
@@ -74,6 +75,7 @@ class Score:
     libraries: ClassVar[tuple[str, ...]] = LIBRARIES
 
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
+        """As `Stage.run`; ValueError where a source has no recipe."""
         return run_recipes(self, inputs, output, engine)
 
 
@@ -90,6 +92,7 @@ class Decide:
     libraries: ClassVar[tuple[str, ...]] = LIBRARIES
 
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
+        """As `Stage.run`; ValueError where a source has no recipe."""
         return run_recipes(self, inputs, output, engine)
 
 

@@ -76,11 +76,13 @@ def rotary_json(rotary: Rotary) -> dict[str, Any]:
 
 
 def read_rotary(config: Json, theta: float = 10_000.0) -> Rotary:
+    """The rotary embedding of a config; theta: where it names none."""
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return rotary_of(parameters, config.get("rope_theta", theta))
 
 
 def sizes(config: Json) -> dict[str, Any]:
+    """The sizes of a `ModelConfig`, by our names."""
     heads, dim = config["num_attention_heads"], config["hidden_size"]
     return {
         "vocab_size": config["vocab_size"],
@@ -94,6 +96,7 @@ def sizes(config: Json) -> dict[str, Any]:
 
 
 def sizes_json(config: ModelConfig) -> dict[str, Any]:
+    """What every family's config.json says of sizes and norms, by transformers' names."""
     found: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "num_hidden_layers": config.num_layers,
@@ -112,12 +115,14 @@ def sizes_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def activation(name: str) -> Activation:
+    """Our name of an activation; ValueError for one that is not supported."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation {name!r} is not supported; known are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 def activation_name(activation: Activation) -> str:
+    """transformers' name of an activation."""
     return {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}[activation]
 
 
@@ -135,21 +140,25 @@ def _llama_like(config: Json, *, tied: bool, attention: Attention, pattern: Sequ
 
 
 def layer_types(config: Json, default: Sequence[str]) -> list[str]:
+    """Each layer's kind of attention, where the config says it; else the default."""
     return list(config.get("layer_types") or default)
 
 
 def windows(config: Json, types: Sequence[str]) -> list[int | None]:
+    """Each layer's window in tokens; None: it sees everything."""
     window = config.get("sliding_window")
     return [window if kind == WINDOWED else None for kind in types]
 
 
 def read_llama(config: Json) -> ModelConfig:
+    """The config of a `LlamaConfig`."""
     bias = config.get("attention_bias", False)
     attention = Attention(qkv_bias=bias, out_bias=bias)
     return _llama_like(config, tied=False, attention=attention, pattern=[Block(rotary=read_rotary(config))])
 
 
 def write_llama(config: ModelConfig) -> dict[str, Any]:
+    """config.json of a Llama, without model_type and architectures."""
     rotary = config.pattern[0].rotary
     return sizes_json(config) | {
         "hidden_act": activation_name(config.mlp.activation),
@@ -160,12 +169,14 @@ def write_llama(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_mistral(config: Json) -> ModelConfig:
+    """The config of a `MistralConfig`: a Llama, all layers with a window where it has one."""
     window = config.get("sliding_window")
     pattern = [Block(window=window, rotary=read_rotary(config))]
     return _llama_like(config, tied=False, attention=Attention(), pattern=pattern)
 
 
 def write_mistral(config: ModelConfig) -> dict[str, Any]:
+    """As `write_llama`, with the window."""
     return write_llama(config) | {"sliding_window": config.pattern[0].window}
 
 
@@ -179,6 +190,7 @@ def _qwen_pattern(config: Json) -> list[Block]:
 
 
 def write_qwen(config: ModelConfig) -> dict[str, Any]:
+    """config.json of a Qwen 2 or 3."""
     windows = {block.window for block in config.blocks} - {None}
     found = write_llama(config) | {
         "use_sliding_window": bool(windows),
@@ -189,10 +201,12 @@ def write_qwen(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_qwen2(config: Json) -> ModelConfig:
+    """The config of a `Qwen2Config`: a Llama with biases on queries, keys and values."""
     return _llama_like(config, tied=False, attention=Attention(qkv_bias=True), pattern=_qwen_pattern(config))
 
 
 def read_qwen3(config: Json) -> ModelConfig:
+    """The config of a `Qwen3Config`: queries and keys are normed."""
     bias = config.get("attention_bias", False)
     norm = RMSNorm(eps=config.get("rms_norm_eps", 1e-6))
     attention = Attention(qk_norm=norm, qkv_bias=bias, out_bias=bias)
@@ -201,6 +215,7 @@ def read_qwen3(config: Json) -> ModelConfig:
 
 
 def read_smollm3(config: Json) -> ModelConfig:
+    """The config of a `SmolLM3Config`: some layers rotate nothing."""
     layers, bias = config["num_hidden_layers"], config.get("attention_bias", False)
     interval = config.get("no_rope_layer_interval", 4)
     rotates = config.get("no_rope_layers") or [int((i + 1) % interval != 0) for i in range(layers)]  # 1: it does rotate
@@ -212,6 +227,7 @@ def read_smollm3(config: Json) -> ModelConfig:
 
 
 def write_smollm3(config: ModelConfig) -> dict[str, Any]:
+    """config.json of a SmolLM3."""
     rotary = next((block.rotary for block in config.blocks if block.rotary is not None), None)
     return write_qwen(config) | {
         "mlp_bias": config.mlp.bias,
