@@ -17,7 +17,8 @@ from models.checkpoints.listed import files_key
 from models.checkpoints.location import resolve
 from models.checkpoints.marian import load_marian, search_config
 from models.seq2seq import Seq2SeqLM
-from models.seq2seq_decode import SearchConfig, Searcher
+from models.seq2seq_decode import Searcher
+from models.seq2seq_search import SearchConfig
 
 TARGET = re.compile(r">>.*?<<")  # what models of several target languages read first
 NOT_IN_KEY = {"in_key": False}  # dataclasses.field(metadata=...): never changes what is translated

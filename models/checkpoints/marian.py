@@ -13,7 +13,7 @@ from models.checkpoints.listed import load_listed, save_listed
 from models.checkpoints.location import read_object, resolve
 from models.checkpoints.names import Rule
 from models.seq2seq import Seq2SeqConfig, Seq2SeqLM
-from models.seq2seq_decode import SearchConfig
+from models.seq2seq_search import SearchConfig
 
 
 def _side(side: str) -> dict[str, Rule]:

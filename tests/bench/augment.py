@@ -161,7 +161,8 @@ def bench_marian(rounds: int, sentences: int, max_length: int = 97) -> dict[str,
     except ImportError:
         return {"missing": ["transformers on torch"]}
     from models.checkpoints.marian import load_marian
-    from models.seq2seq_decode import SearchConfig, Searcher
+    from models.seq2seq_decode import Searcher
+    from models.seq2seq_search import SearchConfig
 
     model = marian_model(torch, transformers)
     rng = np.random.default_rng(0)

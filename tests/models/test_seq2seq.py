@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from models.checkpoints.marian import load_marian, save_marian, search_config
-from models.seq2seq_decode import SearchConfig, Searcher
+from models.seq2seq_decode import Searcher
+from models.seq2seq_search import SearchConfig
 from models.translate import MarianTranslator
 
 torch = pytest.importorskip("torch", reason="torch is not installed: parity with transformers is not tested")

@@ -27,7 +27,7 @@ from models.checkpoints.marian import save_marian
 from models.decode import DecodeConfig
 from models.fill import MaskedFiller
 from models.seq2seq import Seq2SeqConfig, Seq2SeqLM
-from models.seq2seq_decode import SearchConfig
+from models.seq2seq_search import SearchConfig
 from models.specs import CheckpointGenerator
 from models.translate import MarianTranslator
 from tests.data.augment.cases import Stories, Texts, make_config, news_paragraphs, prose
