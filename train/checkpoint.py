@@ -22,13 +22,21 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from train.identity import Mismatch, check_same
 from train.meeting import Processes
 from train.state import Params, TrainState, split_params, whole_params
-from train.tiers import Copier, absolute, free_bytes, open_folder, remove_half_written, set_aside, whole_steps
+from train.tiers import (
+    Copier,
+    lack_of_room,
+    open_folder,
+    remove_half_written,
+    set_aside,
+    unreadable,
+    unwritten,
+    whole_steps,
+)
 
-GIB = 1 << 30
 SLOW_SECONDS = 2.0  # a wait for the save before, above which it is told
-ROOM = 1.2  # times the size of a checkpoint that should be free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +100,13 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every failure several times, and raises it
         self.adapters, self.without_base = adapters, adapters and base and not config.base_weights
         self._config, self._processes, self._tell = config, processes or Processes(), tell
-        self.durable = open_folder(absolute(config.path) if config.path else (run_dir / "checkpoints").resolve())
-        self.folder = (
-            open_folder(Path(config.local).resolve() / run_dir.resolve().name) if config.local else self.durable
-        )
+        self.durable = open_folder(config.path or run_dir / "checkpoints")
+        self.folder = open_folder(Path(config.local) / run_dir.resolve().name) if config.local else self.durable
         self._pending: tuple[int, Any] | None = None
         self._failure: OSError | None = None  # of the newest save
         self._ending = self._broken = False
-        if (
-            self._processes.chief and not reading
-        ):  # Orbax clears these in the background, and not always before the first save
+        if self._processes.chief and not reading:
+            # Orbax clears these in the background, and not always before the first save
             remove_half_written(self.folder)
             remove_half_written(self.durable)
         self._copier = (
@@ -150,7 +155,7 @@ class Checkpoints:
         try:
             self._pending = (step, self._orbax.save_checkpointables_async(step, items, force=True))
         except Exception as error:
-            self._failed(_unwritten(step, self.folder, error))
+            self._failed(unwritten(self.folder, step, error))
         if before is not None and self._failure is not None:
             with contextlib.suppress(Exception):
                 self._orbax.close()  # else its threads keep the process alive
@@ -175,7 +180,7 @@ class Checkpoints:
                     response.result()
                 self._failure = None
             except Exception as error:
-                self._failed(_unwritten(step, self.folder, error))
+                self._failed(unwritten(self.folder, step, error))
             else:
                 self._whole(step)
             waited = time.monotonic() - began
@@ -203,12 +208,9 @@ class Checkpoints:
         """Says in time that the disk is about to be full."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(self._items(state)))
         for folder in {self.folder, self.durable} if self._processes.chief else ():
-            free = free_bytes(folder)
-            if free is not None and free < ROOM * needed:
-                self._tell(
-                    f"warning: {free / GIB:.2f} GiB are free in {folder} and the checkpoint of step {step} takes about "
-                    f"{needed / GIB:.2f}: make room, or lower checkpoint.keep={self._config.keep}"
-                )
+            if short := lack_of_room(folder, needed):
+                advice = f"make room, or lower checkpoint.keep={self._config.keep}"
+                self._tell(f"warning: {short} for the checkpoint of step {step}: {advice}")
 
     def check(self, step: int, identity: Mapping[str, Any]) -> Position:
         """Refuses, with a ValueError that names what differs, a checkpoint of another model, optimizer or dataset.
@@ -218,20 +220,12 @@ class Checkpoints:
         where = self._where(step)
         try:
             items = ocp.load_checkpointables(where, {"meta": None, "data": None})
-            before, now = flat(items["meta"]["identity"]), flat(identity)
-            position = items["data"].pop("position")
+            saved, position = dict(items["meta"]["identity"]), items["data"].pop("position")
         except Exception as error:
-            raise _unreadable(where, error) from error
-        sizes = {"loader.global_batch_size", "loader.seq_len"}
-        for name in sorted(before.keys() | now.keys()):
-            if before.get(name) != now.get(name) and not (name in sizes and self._config.carry_on):
-                raise Mismatch(
-                    f"checkpoint {where} is of another run: it has {name}={before.get(name)!r}, this config has "
-                    f"{now.get(name)!r}; set it back, or give this run a run_dir of its own"
-                    + ("; or set checkpoint.carry_on=True to go on from the same token" if name in sizes else "")
-                )
+            raise unreadable(where, error) from error
+        check_same(where, saved, identity, carry_on=self._config.carry_on)
         if position != step:
-            raise _unreadable(where, ValueError(f"it stands at data position {position}, expected {step}"))
+            raise unreadable(where, ValueError(f"it stands at data position {position}, expected {step}"))
         return Position(**items["data"])
 
     def restore(self, step: int, abstract: TrainState, frozen: Params | None = None) -> TrainState:
@@ -244,7 +238,7 @@ class Checkpoints:
         try:
             loaded = ocp.load_checkpointables(where, self._items(abstract))
         except Exception as error:
-            raise _unreadable(where, error) from error
+            raise unreadable(where, error) from error
         if self.adapters:
             params, frozen = loaded["lora"], loaded.get("params", frozen)
         else:
@@ -303,29 +297,3 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-class Mismatch(ValueError):
-    """A checkpoint that is whole, and not of this run."""
-
-
-def flat(value: Any, at: str = "") -> dict[str, Any]:
-    """JSON values by dotted name."""
-    if isinstance(value, Mapping):
-        return {k: v for name, item in value.items() for k, v in flat(item, f"{at}.{name}" if at else name).items()}
-    if isinstance(value, list | tuple):
-        return {k: v for i, item in enumerate(value) for k, v in flat(item, f"{at}.{i}").items()}
-    return {at: value}
-
-
-def _unwritten(step: int, folder: Any, error: Exception) -> OSError:
-    reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
-    return OSError(
-        f"the checkpoint of step {step} could not be written to {folder}: {reason}; make room or fix the "
-        "folder and run the same command: it resumes from the newest whole checkpoint"
-    )
-
-
-def _unreadable(where: Any, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return ValueError(f"checkpoint {where} could not be read ({reason})")

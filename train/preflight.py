@@ -18,8 +18,8 @@ from etils import epath
 
 from data.build import build_dataset
 from data.manifest import read_manifest
-from train.checkpoint import flat
 from train.config import Config, to_json
+from train.identity import flat
 from train.meeting import Processes
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 from data.build import DataConfig
 from data.document import Document, Dropped
-from train.checkpoint import Position, flat
+from train.checkpoint import Position
 from train.config import Config, from_json, to_json
+from train.identity import flat
 from train.preflight import commit, versions
 
 

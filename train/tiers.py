@@ -11,21 +11,18 @@ from pathlib import Path
 from etils import epath
 
 COMMITTED = "commit_success.txt"  # Orbax's mark of a whole folder on an object store
+GIB = 1 << 30
+ROOM = 1.2  # times the size of a checkpoint that should be free
 PARTIAL = ".partial"  # ending of a copy that is not whole
 
 
-def absolute(path: str) -> str:
-    """The path from the root, as Orbax wants it; one of an object store as it is."""
-    return path if "://" in path else str(Path(path).resolve())
-
-
 def open_folder(path: str | Path) -> epath.Path:
-    """The folder, made where it is missing.
+    """The folder, made where it is missing; from the root, as Orbax wants it, where it is not of an object store.
 
     Errors: ValueError where it cannot be reached or made.
     """
     try:
-        folder = epath.Path(path)
+        folder = epath.Path(path if "://" in str(path) else Path(path).resolve())
         folder.mkdir(parents=True, exist_ok=True)
     except Exception as error:  # every file system has its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -59,9 +56,32 @@ def set_aside(folder: epath.Path, step: int) -> epath.Path:
     return there
 
 
+def lack_of_room(folder: epath.Path, needed: int) -> str:
+    """How much is free in a folder where `needed` bytes hardly fit, in words; else ""."""
+    free = free_bytes(folder)
+    if free is None or free >= ROOM * needed:
+        return ""
+    return f"{free / GIB:.2f} GiB are free in {folder} and {needed / GIB:.2f} GiB needed"
+
+
 def free_bytes(folder: epath.Path) -> int | None:
     """Room on the disk of a folder; None where there is no such thing."""
     return None if "://" in str(folder) else shutil.disk_usage(folder).free
+
+
+def unwritten(folder: epath.Path, step: int, error: Exception) -> OSError:
+    """The one-line error of a checkpoint that could not be written: its reason and what to do."""
+    reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
+    return OSError(
+        f"the checkpoint of step {step} could not be written to {folder}: {reason}; make room or fix the "
+        "folder and run the same command: it resumes from the newest whole checkpoint"
+    )
+
+
+def unreadable(where: epath.Path, error: Exception) -> ValueError:
+    """The one-line error of a checkpoint whose files cannot be read."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return ValueError(f"checkpoint {where} could not be read ({reason})")
 
 
 class Copier:

@@ -121,7 +121,7 @@ def test_the_first_save_that_fails_is_told_and_the_second_ends_the_run(trainer, 
 
 def test_a_disk_without_room_is_told_before_it_is_full(trainer, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr("train.checkpoint.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("train.tiers.free_bytes", lambda folder: 1000)
     with Checkpoints(tmp_path, CheckpointConfig(), tell=said.append) as checkpoints:
         checkpoints.save(1, trainer.state, IDENTITY)
     assert "0.00 GiB are free in" in said[0] and "make room, or lower checkpoint.keep=2" in said[0]
