@@ -162,13 +162,11 @@ def _checkpointer(where: Any) -> Any:
 
 def _base(folder: Path, step: int, config: ModelConfig, mesh: Mesh, tuning: Tuning) -> dict[tuple, Any]:
     """The weights under a run's adapters, read from where it started; ValueError where they have changed since."""
-    from models.checkpoints.tuned import (
-        load_tuned,
-    )  # a run may start from a run: this module loads, and is loaded by it
+    from models.extend import load_extended  # a run may start from a run: this module loads, and is loaded by it
 
     found = read_run_json(folder)
-    location = found["init_from"]
-    params, fingerprint = load_tuned(location, config, mesh, tuning, seed=found["train"]["seed"])
+    location, seed = found["init_from"], found["train"]["seed"]
+    params, fingerprint = load_extended(location, config, mesh, tuning, folder / "tokenizer", seed=seed)
     known = _read_items(checkpoints_folder(folder), step, {"meta": None})["meta"]["identity"]["base"]
     if known != fingerprint:
         raise ValueError(

@@ -57,7 +57,7 @@ def test_a_run_without_held_out_documents_is_compared_on_the_passage(
 def test_a_merge_can_be_stored_in_4_bits(adapter: tuple[Path, CausalLM], tmp_path: Path) -> None:
     folder, adapted = adapter
     asked = ["--checkpoint", str(folder), "--out", str(tmp_path / "nf4"), "--dtype", "nf4", "--format"]
-    with pytest.raises(ValueError, match="--dtype nf4 is of --format hf; --format gguf stores what it does"):
+    with pytest.raises(ValueError, match="--dtype nf4 is of --format hf; --format gguf has its own numbers"):
         run([*asked, "gguf"])
     with pytest.raises(ValueError, match="not written: mean KL"):  # 4 bits are not 32, and the certificate says so
         run([*asked, "hf", "--max-kl", "1e-9"])
