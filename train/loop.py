@@ -5,7 +5,6 @@ To train on another objective, write one with the signature of `next_token_objec
 """
 
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from train.evaluation import (
 )
 from train.meeting import STOPPED, Processes
 from train.memory import memory_by_kind
-from train.metrics import MetricsWriter, ProgressLine, flop_per_token, peak_flop_per_s
+from train.metrics import Clock, MetricsWriter, ProgressLine, flop_per_token, peak_flop_per_s
 from train.optimizer import make_optimizer, make_schedule, peak_rates
 from train.parameters import base_size
 from train.preflight import check_memory
@@ -300,24 +299,3 @@ class StopRequest:
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(step)
-
-
-class Clock:
-    """Rates since the last logged step; evaluations, saves and the first step's compilation are left out."""
-
-    def __init__(self) -> None:
-        self._compiled = False
-        self.restart()
-
-    def restart(self) -> None:
-        self._since, self._tokens, self._steps = time.perf_counter(), 0.0, 0
-
-    def add(self, tokens: float) -> tuple[float, float]:
-        """(tokens/s, seconds a step) with one more step of so many tokens."""
-        self._tokens, self._steps = self._tokens + tokens, self._steps + 1
-        seconds = time.perf_counter() - self._since
-        rates = (self._tokens / seconds, seconds / self._steps)
-        if not self._compiled:
-            self._compiled = True
-            self.restart()
-        return rates

@@ -115,6 +115,7 @@ class MetricsWriter:
             self._tensorboard.flush()
 
     def close(self) -> None:
+        """Ends the files."""
         if self._silent:
             return
         self._file.close()
@@ -129,6 +130,28 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Clock:
+    """Rates since the last logged step; evaluations, saves and the first step's compilation are left out."""
+
+    def __init__(self) -> None:
+        self._compiled = False
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts from here."""
+        self._since, self._tokens, self._steps = time.perf_counter(), 0.0, 0
+
+    def add(self, tokens: float) -> tuple[float, float]:
+        """(tokens/s, seconds a step) with one more step of so many tokens."""
+        self._tokens, self._steps = self._tokens + tokens, self._steps + 1
+        seconds = time.perf_counter() - self._since
+        rates = (self._tokens / seconds, seconds / self._steps)
+        if not self._compiled:
+            self._compiled = True
+            self.restart()
+        return rates
 
 
 class ProgressLine:
@@ -161,6 +184,7 @@ class ProgressLine:
             tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
+        """Ends the line."""
         if self._bar is not None:
             self._bar.close()
 
