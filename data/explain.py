@@ -155,6 +155,7 @@ def _place(dataset: Path, identifier: str) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
     parser = argparse.ArgumentParser(prog="python -m data.explain", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("document", metavar="DOC_ID", help="the id of a document, kept or dropped")

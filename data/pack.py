@@ -53,6 +53,7 @@ class Plan:
 
     @property
     def rows(self) -> int:
+        """How many rows there are."""
         return len(self.row_first) - 1
 
     @property

@@ -63,6 +63,7 @@ class Gathered:
             self.values[name].append(value)
 
     def add_kept(self, document: Document) -> None:
+        """Take in a kept document."""
         self.add_scores(document)
         if len(self.lengths) < MOST_VALUES and document.text:
             self.lengths.append(math.log10(len(document.text)))
@@ -70,6 +71,7 @@ class Gathered:
             _keep_smallest(self.changed, _order(document.id), document.id, document)
 
     def add_dropped(self, row: Dropped) -> None:
+        """Take in a drop."""
         self.add_scores(row.document)
         key = row.step, row.drop.reason
         if row.document.scores.get("also_dropped_by") == []:
@@ -188,6 +190,7 @@ def scores(gathered: Gathered) -> str:
 
 
 def languages_and_lengths(gathered: Gathered) -> str:
+    """How many kept documents each language has, and how long they are."""
     parts = []
     if gathered.languages:
         most = gathered.languages.most_common(30)
@@ -261,6 +264,7 @@ def kept_documents(dataset: Path) -> Iterator[Document]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
     parser = argparse.ArgumentParser(prog="python -m data.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dataset", type=Path, required=True)
     try:

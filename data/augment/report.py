@@ -176,6 +176,7 @@ def _pieces(text: str) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
     parser = argparse.ArgumentParser(prog="python -m data.augment.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dataset", type=Path, required=True)
     try:

@@ -123,6 +123,7 @@ class Words:
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
+        """What is asked of a text, in order."""
         return (
             at_least("too_few_words", word_count, self.minimum),
             at_most("too_many_words", word_count, self.maximum),
@@ -144,6 +145,7 @@ class Characters:
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
+        """What is asked of a text, in order."""
         return (
             at_least("too_short", char_count, self.minimum),
             at_most("too_long", char_count, self.maximum),
@@ -165,6 +167,7 @@ class WordLength:
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
+        """What is asked of a text, in order."""
         return (
             at_least("short_words", mean_word_length, self.minimum),
             at_most("long_words", mean_word_length, self.maximum),
@@ -185,6 +188,7 @@ class Alphabetic:
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
+        """What is asked of a text, in order."""
         return (at_least("low_alphabetic_ratio", alphabetic_ratio, self.minimum),)
 
     def __call__(self, document: Document, features: Features) -> Document | Drop:

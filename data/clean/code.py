@@ -63,6 +63,7 @@ class CodeQuality:
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
+        """What is asked of a text, in order."""
         return (
             at_least("too_short", _chars, self.min_chars),
             at_most("too_long", _chars, self.max_chars),
@@ -126,6 +127,7 @@ def mean_line(features: Features) -> float:
 
 
 def longest_line(features: Features) -> int:
+    """Characters of the longest line."""
     return max(map(len, features.lines), default=0)
 
 

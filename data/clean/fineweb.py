@@ -31,6 +31,7 @@ class FineWeb:
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
+        """What is asked of a text, in order."""
         return (
             at_least("no_lines", _line_count, 1),
             at_least("few_ended_lines", _ended_lines, self.min_ended_lines),

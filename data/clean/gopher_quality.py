@@ -54,6 +54,7 @@ class GopherQuality:
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
+        """What is asked of a text, in order."""
         count, length = _WORD_MEASURES[self.variant]
         stops = partial(_stop_words, variant=self.variant, stops=frozenset(self.stop_words))
         return (

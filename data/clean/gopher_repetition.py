@@ -46,6 +46,7 @@ class GopherRepetition:
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
+        """What is asked of a text, in order."""
         pieces, top, duplicate = _REPETITION[self.variant]
         limits = {
             "duplicate_paragraphs": self.max_duplicate_paragraphs,
