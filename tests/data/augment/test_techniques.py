@@ -29,7 +29,8 @@ needs_wordnet = pytest.mark.skipif(
     not Path(WORDNET, "data.noun").exists(), reason="WordNet is not installed (Debian: wordnet-base): not tested"
 )
 needs_apertium = pytest.mark.skipif(
-    shutil.which("apertium") is None, reason="Apertium is not installed (Debian: apertium-eo-en): not tested"
+    shutil.which("apertium") is None or not Path("/usr/share/apertium/modes/en-eo.mode").exists(),
+    reason="Apertium with English and Esperanto is not installed (Debian: apertium-eo-en): not tested",
 )
 DIALOGUE = (
     '"Where is the gate?" asked Tobias. He waited. Nobody spoke.\n\nAnna: It is shut. Come back later. I am tired.'
