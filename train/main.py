@@ -9,9 +9,9 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.command import run_command, use_compile_cache
 from train.meeting import STOPPED, join
 
 if TYPE_CHECKING:
@@ -47,16 +47,6 @@ def profile_range(text: str | None) -> tuple[int, int] | None:
     if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
         raise ValueError(f"--profile {text}: expected A:B with 1 <= A <= B, such as --profile 10:12")
     return int(first), int(last)
-
-
-def use_compilation_cache(folder: str) -> None:
-    """Compiled programs are kept in `folder` between runs; "" keeps none."""
-    import jax
-
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", folder if "://" in folder else str(Path(folder).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def run(argv: list[str]) -> int:
@@ -98,7 +88,7 @@ def train_together(config: "Config", profile: tuple[int, int] | None) -> int:
         check_output(processes, output_folders(config))
         check_tokenizer(config)
         dataset = build_together(processes, config)
-        use_compilation_cache(config.train.compilation_cache)
+        use_compile_cache(config.train.compilation_cache)
         start_jax(processes)
         check_devices(processes)
         from train.loop import train
@@ -118,18 +108,5 @@ def train_together(config: "Config", profile: tuple[int, int] | None) -> int:
     return code
 
 
-def main() -> None:
-    """Runs the command; bad input ends in one line and exit code 1."""
-    try:
-        code = run(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        if os.environ.get("SLUICE_TRACEBACK"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 1
-    sys.stdout.flush()
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(run)

@@ -8,12 +8,13 @@ object: nats and share of right guesses a hidden token, of both, over the same h
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from models.command import run_command
 
 
 def masked_scores(run: Path, *, batches: int = 200) -> dict[str, int | float]:
@@ -70,16 +71,15 @@ def masked_scores(run: Path, *, batches: int = 200) -> dict[str, int | float]:
     return {"hidden_tokens": int(hidden)} | {name: round(float(value / hidden), 4) for name, value in found.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(argv: Sequence[str]) -> int:
+    """The command."""
     parser = argparse.ArgumentParser(
         prog="python -m train.masked_scores", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, help="a run that was trained with objective=MaskedLM()")
-    try:
-        print(json.dumps(masked_scores(parser.parse_args(argv).run)))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    print(json.dumps(masked_scores(parser.parse_args(argv).run)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(run)

@@ -10,8 +10,6 @@ these rows out.
 
 import argparse
 import math
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from data.build import document_shards
 from data.loader import Loader, open_loader
 from data.loader_stats import RowInfo, row_ranges
 from data.tables import read_documents
+from models.command import run_command
 from models.encoder import EncoderConfig
 from models.extend import load_extended
 from models.sharding import MeshConfig, batch_sharding, make_mesh
@@ -218,18 +217,5 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def main() -> None:
-    """Runs the command; bad input ends in one line and exit code 1."""
-    try:
-        code = run(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        if os.environ.get("SLUICE_TRACEBACK"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 1
-    sys.stdout.flush()
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(run)

@@ -6,15 +6,15 @@ import jax
 import pytest
 
 from data.build import build_dataset
+from models.command import use_compile_cache
 from models.sharding import MeshConfig, make_mesh
 from tests.train.tiny import run_config, write_corpus
-from train.main import use_compilation_cache
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
     """The runs of these tests share their programs: each is compiled once a session, as a run's own cache does."""
-    use_compilation_cache(str(tmp_path_factory.mktemp("compiled")))
+    use_compile_cache(str(tmp_path_factory.mktemp("compiled")))
     yield
     jax.config.update("jax_compilation_cache_dir", None)
 

@@ -9,6 +9,7 @@ import pytest
 
 from data.build import build_dataset
 from data.tokenizer import TokenizerConfig
+from models.command import run_command
 from models.sharding import MeshConfig
 from tests.train.tiny import run_config, tiny_model, train_config
 from train import main as command
@@ -19,7 +20,7 @@ def told(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of the command with these arguments."""
     monkeypatch.setattr(sys, "argv", ["main", *arguments])
     with pytest.raises(SystemExit) as exit:
-        command.main()
+        run_command(command.run)
     out, err = capsys.readouterr()
     return exit.value.code, out, err
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from launch.local import run
+from models.command import use_compile_cache
 from tests.train.mishaps import bits, recorded, write_config
 from tests.train.tiny import losses
-from train.main import use_compilation_cache
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, corpus):
     yield Runs(tmp_path_factory.mktemp("processes"), corpus)
-    use_compilation_cache("")
+    use_compile_cache("")
 
 
 @pytest.fixture(scope="module")
