@@ -29,11 +29,11 @@ Parents = Sequence[Sequence[int]]  # the old pieces of each new one
 def same_pieces(location: str | Path, old: TextTokenizer, new: TextTokenizer) -> None:
     """Refuse (ValueError, one line) a tokenizer of which an id means something else than in the checkpoint's, `old`.
 
-    Ids that only one of them has are no matter here.
+    Ids that only one of them has are no matter here: pieces that are new, and holes in a vocabulary.
     """
     for token in range(min(old.vocab_size, new.vocab_size)):
         here, there = new.backend.id_to_token(token), old.backend.id_to_token(token)
-        if here != there:
+        if here != there and None not in (here, there):
             raise ValueError(
                 f"the dataset's tokenizer is no extension of the checkpoint's: id {token} is {here!r} in the dataset "
                 f"and {there!r} in init_from={location}: set data.tokenizer=CheckpointTokenizer(location='{location}'),"
@@ -49,8 +49,8 @@ def check_same_pieces(location: str | Path, tokenizer: Path) -> None:
 
 
 def parents_of(old: TextTokenizer, new: TextTokenizer, first: int) -> list[list[int]]:
-    """For every id of `new` from `first` on: the ids into which `old` cuts the same piece."""
-    fresh = (new.backend.id_to_token(token) for token in range(first, new.vocab_size))
+    """For every id of `new` from `first` on: the ids into which `old` cuts the same piece; none for a hole."""
+    fresh = (new.backend.id_to_token(token) or "" for token in range(first, new.vocab_size))
     return [[part.id for part in old.backend.model.tokenize(piece)] for piece in fresh]
 
 
@@ -62,7 +62,7 @@ def extended_rows(table_VD: Float[Array, "V D"], parents: Parents, first: int) -
     width = max(map(len, parents))
     ids_NP, mask_NP = np.zeros((len(parents), width), np.int32), np.zeros((len(parents), width, 1), np.float32)
     for row, ids in enumerate(parents):
-        ids_NP[row, : len(ids)], mask_NP[row, : len(ids)] = ids, 1 / len(ids)
+        ids_NP[row, : len(ids)], mask_NP[row, : len(ids)] = ids, 1 / max(1, len(ids))
     rows_ND = (table_VD[ids_NP].astype(jnp.float32) * mask_NP).sum(1).astype(table_VD.dtype)
     return jnp.concatenate([table_VD[:first], rows_ND, table_VD[first + len(parents) :]])
 

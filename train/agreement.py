@@ -24,18 +24,22 @@ def check_mixture(data: DataConfig, loader: LoaderConfig) -> None:
 
 
 def check_tokenizer(config: Config) -> None:
-    """Refuses (ValueError, one line) a ready tokenizer for the dataset whose ids mean something else in init_from.
+    """Refuses (ValueError, one line) a tokenizer with more pieces than the model has rows, or that init_from was not
+    trained with.
 
-    One that is trained on the dataset is known when it is built, as that of a dataset that is there: then
-    `models.extend.load_extended` checks it, before the first step.
+    Of a dataset that is there, and of a tokenizer that is trained on the dataset, this is found when they are read,
+    before the first step: `train.loop.check_sizes`, `models.extend.load_extended`.
     """
-    ready = config.data.tokenizer
-    if isinstance(ready, TokenizerExtension):
-        ready = ready.base
-    if config.init_from is None or ready is None or isinstance(ready, TokenizerConfig):
+    ready, rows = config.data.tokenizer, config.model.vocab_size
+    if ready is None or not config.data.rebuild or (Path(config.data.path) / MANIFEST).is_file():
         return
-    if (Path(config.data.path) / MANIFEST).is_file():
+    if isinstance(ready, TokenizerConfig):
+        if ready.vocab_size > rows:
+            raise ValueError(
+                f"model.vocab_size={rows} is below data.tokenizer.vocab_size={ready.vocab_size}: set both alike"
+            )
         return
-    with tempfile.TemporaryDirectory() as folder:
-        ready.write(Path(folder))
-        check_same_pieces(config.init_from, Path(folder))
+    if config.init_from is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            (ready.base if isinstance(ready, TokenizerExtension) else ready).write(Path(folder))
+            check_same_pieces(config.init_from, Path(folder))

@@ -51,10 +51,10 @@ class TextTokenizer:
         backend.encode_special_tokens = True
         return backend
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Ids are below this."""
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        """Ids are below this; some vocabularies have holes."""
+        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
 
     def encode(self, text: str) -> list[int]:
         """The ids of a part of a prompt, no BOS or EOS; special tokens are found in it."""

@@ -120,6 +120,18 @@ def test_new_pieces_of_a_padded_table_get_their_means(tmp_path: Path) -> None:
         assert (found[30 + len(merged) :] == table[30 + len(merged) :]).all()
 
 
+def test_a_hole_in_a_vocabulary_is_no_piece(tmp_path: Path) -> None:
+    """Ids 30 to 35 have no piece, the last is 36: they are no difference to a tokenizer that fills them."""
+    pieces = {chr(0x61 + number): number for number in range(30)} | {"ab": 36}
+    holed = dataclasses.replace(letters(30), backend=Tokenizer(BPE(pieces, [("a", "b")])))
+    assert holed.vocab_size == 37
+    same_pieces("here", letters(32), holed)
+    table = np.asarray(tiny(True).embedding.get_value())
+    found = loaded(tmp_path, tiny(True), letters(30), holed, 40)
+    np.testing.assert_allclose(found[36], (table[0] + table[1]) / 2, rtol=1e-6)
+    assert (found[:30] == table[:30]).all() and (found[37:] == table[37:]).all()
+
+
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[TextTokenizer, TextTokenizer, Path]:
     """SmolLM2's tokenizer, the same with Greek, and the folder of that one."""

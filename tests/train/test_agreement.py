@@ -51,6 +51,14 @@ def test_a_ready_tokenizer_of_another_checkpoint_is_refused_before_the_dataset_i
     check_tokenizer(dataclasses.replace(config, data=data, init_from=None))
 
 
+def test_a_tokenizer_with_more_pieces_than_rows_is_refused_before_the_dataset_is_built(corpus, tmp_path):
+    config = run_config(corpus, model=tiny_model(vocab_size=599))
+    check_tokenizer(config)  # the dataset is there: the loop looks at it
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"model\.vocab_size=599 is below data\.tokenizer\.vocab_size=600: set both"):
+        check_tokenizer(config)
+
+
 def test_a_source_that_is_none_is_refused_by_both_commands_before_the_dataset_is_built(tmp_path, capsys, monkeypatch):
     wrong = [
         "--config",
