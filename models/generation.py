@@ -43,27 +43,34 @@ Prompt = str | Sequence[int]
 class TextGenerator:
     """A model, its tokenizer and settings as the `generate(prompts) -> texts` that data stages take.
 
-    Any number of prompts may be handed over at once: rows refill as texts end.
+    Any number of prompts may be handed over at once: rows refill as texts end. adapter: number of the one that acts on
+    prompts for which none is named, -1 for the base alone.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: PromptTokenizer, config: DecodeConfig):
-        self.decoder, self.tokenizer, self.config = decoder, tokenizer, config
+    def __init__(self, decoder: Decoder, tokenizer: PromptTokenizer, config: DecodeConfig, *, adapter: int = 0):
+        self.decoder, self.tokenizer, self.config, self.adapter = decoder, tokenizer, config, adapter
 
-    def generate(self, prompts: Sequence[Prompt]) -> list[str]:
-        """The text that follows each prompt, in order."""
-        return generate_texts(self.decoder, self.tokenizer, prompts, self.config)
+    def generate(self, prompts: Sequence[Prompt], adapters: Sequence[int] | None = None) -> list[str]:
+        """The text that follows each prompt, in order. adapters: number of the adapter that acts on each."""
+        adapters = [self.adapter] * len(prompts) if adapters is None else adapters
+        return generate_texts(self.decoder, self.tokenizer, prompts, self.config, adapters)
 
     def answers(self, prompts: Sequence[Prompt], seeds: Sequence[int] | None = None) -> list[str | None]:
         """As `generate`, but None for a text that was cut at its longest; seeds as in `generate_with_reasons`."""
-        found = generate_with_reasons(self.decoder, self.tokenizer, prompts, self.config, seeds)
+        adapters = [self.adapter] * len(prompts)
+        found = generate_with_reasons(self.decoder, self.tokenizer, prompts, self.config, seeds, adapters)
         return [text if reason in WHOLE else None for text, reason in found]
 
 
 def generate_texts(
-    decoder: Decoder, tokenizer: PromptTokenizer, prompts: Sequence[Prompt], config: DecodeConfig
+    decoder: Decoder,
+    tokenizer: PromptTokenizer,
+    prompts: Sequence[Prompt],
+    config: DecodeConfig,
+    adapters: Sequence[int] | None = None,
 ) -> list[str]:
     """The text that follows each prompt, cut before the first stop string. The tokenizer's stop ids end texts too."""
-    return [text for text, _ in generate_with_reasons(decoder, tokenizer, prompts, config)]
+    return [text for text, _ in generate_with_reasons(decoder, tokenizer, prompts, config, adapters=adapters)]
 
 
 def generate_with_reasons(
@@ -72,11 +79,13 @@ def generate_with_reasons(
     prompts: Sequence[Prompt],
     config: DecodeConfig,
     seeds: Sequence[int] | None = None,
+    adapters: Sequence[int] | None = None,
 ) -> list[tuple[str, Reason]]:
     """The texts of `generate_texts`, and why each of them ends.
 
     seeds: what a prompt's draws depend on, beside the config's own seed; None for its place among the prompts. A text
-    is then a function of its prompt and seed, whatever prompts are handed over with it.
+    is then a function of its prompt and seed, whatever prompts are handed over with it. adapters: number of the one
+    that acts on each prompt, -1 for the base alone; None: the first, if there is one.
     """
     config = with_stop_ids(config, tokenizer)
     ids = [encoded(tokenizer, prompt) for prompt in prompts]
@@ -89,7 +98,8 @@ def generate_with_reasons(
         def finished(key: int, so_far: list[int], place_of: dict[int, int] = place_of) -> bool:
             return cut(texts[place_of[key]](so_far), config.stop_strings)[1]
 
-        requests = make_requests(decoder, [ids[place] for place in places], config)
+        chosen = None if adapters is None else [adapters[place] for place in places]
+        requests = make_requests(decoder, [ids[place] for place in places], config, chosen)
         requests = [replace(request, number=keys[place]) for request, place in zip(requests, places)]
         news: dict[int, list[int]] = {place: [] for place in places}
         for event in Batch(decoder, requests, config, finished if config.stop_strings else None).events():
@@ -144,7 +154,9 @@ def shared_start(one: str, other: str) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
-def stream_text(decoder: Decoder, tokenizer: PromptTokenizer, prompt: Prompt, config: DecodeConfig) -> Iterator[str]:
+def stream_text(
+    decoder: Decoder, tokenizer: PromptTokenizer, prompt: Prompt, config: DecodeConfig, adapter: int = 0
+) -> Iterator[str]:
     """The text that follows one prompt, piece by piece; together the pieces are what `generate_texts` returns.
 
     A piece is held back while it could still turn into a stop string or end in half of a character.
@@ -153,7 +165,7 @@ def stream_text(decoder: Decoder, tokenizer: PromptTokenizer, prompt: Prompt, co
     held = max((len(text) for text in config.stop_strings), default=1) - 1
     start, ids = encoded(tokenizer, prompt), list[int]()
     text_of, shown = text_after(tokenizer, start), ""
-    for event in stream(decoder, [start], config):
+    for event in stream(decoder, [start], config, adapters=[adapter]):
         ids.extend(event.ids)
         text, stopped = cut(text_of(ids), config.stop_strings)
         last = stopped or event.reason is not None

@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from models.command import run_command, use_compile_cache
+from models.command import add_adapter_options, run_command, use_compile_cache
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -27,6 +27,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--input", required=True, type=Path, help=".jsonl with a text field, or text, a document a line"
     )
+    add_adapter_options(parser)
     parser.add_argument("--output", type=Path, help="write the lines here instead of the terminal")
     parser.add_argument("--window", type=int, default=1024, help="most tokens a prediction sees")
     parser.add_argument("--stride", type=int, default=512, help="tokens between the starts of two windows")
@@ -73,6 +74,7 @@ def measures(nats: float, tokens: int, text: str) -> dict[str, Any]:
 def run(argv: list[str]) -> int:
     """Load, score everything, print."""
     arguments = parse_arguments(argv)
+    from models.checkpoints.adapters import named_folders
     from models.checkpoints.load import load_checkpoint
     from models.scoring import Scorer, ScoringConfig
     from models.specs import text_tokenizer
@@ -80,8 +82,9 @@ def run(argv: list[str]) -> int:
     use_compile_cache()
     documents = read_documents(arguments.input)
     config = ScoringConfig(window=arguments.window, stride=arguments.stride)
-    loaded = load_checkpoint(arguments.checkpoint, dtype=arguments.dtype)
-    nats, tokens = Scorer(loaded.model, text_tokenizer(loaded), config).score([text for _, text in documents])
+    loaded = load_checkpoint(arguments.checkpoint, dtype=arguments.dtype, adapters=named_folders(arguments.adapter))
+    scorer = Scorer(loaded.model, text_tokenizer(loaded), config, adapter=loaded.adapter(arguments.use))
+    nats, tokens = scorer.score([text for _, text in documents])
     lines = [
         json.dumps({"id": name, **measures(n, count, text)}) for (name, text), n, count in zip(documents, nats, tokens)
     ]

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from models.adapters import check_numbers, count_adapters
+from models.rows import RowContext
 from models.transformer import CausalLM
 
 SHORTEST_ROW = 128  # tokens; rows are this times a power of two, so that few shapes are compiled
@@ -132,10 +134,12 @@ def row_scores(
     targets_BT: jax.Array,
     segment_ids_BT: jax.Array,
     positions_BT: jax.Array,
+    adapter_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(-log p of every target, nats, float32; whether it is the likeliest token), [B, T]; padding means nothing."""
     model = nnx.merge(graph, state)
-    hidden_BTD = model(inputs_BT, segment_ids_BT, positions_BT)
+    rows = None if adapter_B is None else RowContext(adapter_ids_B=adapter_B)
+    hidden_BTD = model(inputs_BT, segment_ids_BT, positions_BT, rows=rows)
     flat = hidden_BTD.shape[0] * hidden_BTD.shape[1]
     count = math.gcd(flat, LOGIT_TOKENS)
 
@@ -153,12 +157,20 @@ def row_scores(
 class Scorer:
     """A model and its tokenizer as the `score(texts) -> nats, tokens` that data recipes take.
 
-    A document's first token is predicted only where the tokenizer puts BOS before it.
+    A document's first token is predicted only where the tokenizer puts BOS before it. adapter: number of the adapter
+    that acts on documents for which none is named, -1 for the base alone; a model without adapters has number 0 only.
     """
 
     def __init__(
-        self, model: CausalLM, tokenizer: DocumentTokenizer | None = None, config: ScoringConfig | None = None
+        self,
+        model: CausalLM,
+        tokenizer: DocumentTokenizer | None = None,
+        config: ScoringConfig | None = None,
+        *,
+        adapter: int = 0,
     ):
+        self.adapter, self.num_adapters = adapter, count_adapters(model)
+        check_numbers([adapter], self.num_adapters)
         config = config or ScoringConfig()
         context = model.config.embedding.max_positions
         if context is not None and context < config.window:
@@ -171,36 +183,55 @@ class Scorer:
         )
         self._graph, self._state = nnx.split(model)
 
-    def score(self, texts: Sequence[str]) -> tuple[list[float], list[int]]:
-        """(nats, scored tokens) of every text."""
+    def score(self, texts: Sequence[str], adapters: Sequence[int] | None = None) -> tuple[list[float], list[int]]:
+        """(nats, scored tokens) of every text. adapters: number of the adapter that acts on each."""
         if self.tokenizer is None:
             raise ValueError("this scorer has no tokenizer: give it one, or score ids")
-        return self.score_ids([self.tokenizer.encode_document(text) for text in texts])
+        return self.score_ids([self.tokenizer.encode_document(text) for text in texts], adapters)
 
-    def score_ids(self, documents: Sequence[Sequence[int]]) -> tuple[list[float], list[int]]:
+    def score_ids(
+        self, documents: Sequence[Sequence[int]], adapters: Sequence[int] | None = None
+    ) -> tuple[list[float], list[int]]:
         """(nats, scored tokens) of every document of ids."""
-        nats = self.token_nats(documents)
+        nats = [scores.nats for scores in self.token_scores(documents, adapters)]
         return [float(np.sum(values, dtype=np.float64)) for values in nats], [len(values) for values in nats]
 
     def token_nats(self, documents: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """-log p of every token after the first of each document, nats."""
         return [scores.nats for scores in self.token_scores(documents)]
 
-    def token_scores(self, documents: Sequence[Sequence[int]]) -> list[TokenScores]:
-        """The scores of every token after the first of each document; ValueError for an id past the vocabulary."""
+    def token_scores(
+        self, documents: Sequence[Sequence[int]], adapters: Sequence[int] | None = None
+    ) -> list[TokenScores]:
+        """The scores of every token after the first of each document.
+
+        Errors: ValueError for an id past the vocabulary, or an adapter that is not there.
+        """
+        adapters = [self.adapter] * len(documents) if adapters is None else adapters
+        check_numbers(adapters, self.num_adapters)
         for number, document in enumerate(documents):
             check_ids(document, self.vocab_size, f"document {number}")
         sizes = [max(0, len(document) - 1) for document in documents]
         out = [TokenScores(np.zeros(size, np.float32), np.zeros(size, bool)) for size in sizes]
         pieces = cut_pieces([len(document) for document in documents], self.config)
-        for size, rows in pack_rows(pieces, self.config.window).items():
+        by_size: dict[int, list[list[Piece]]] = {}
+        for number in sorted(set(adapters)):  # a row has one adapter
+            theirs = [piece for piece in pieces if adapters[piece.document] == number]
+            for size, rows in pack_rows(theirs, self.config.window).items():
+                by_size.setdefault(size, []).extend(rows)
+        for size, rows in sorted(by_size.items()):
             per_batch = max(1, self.config.batch_tokens // size)
             for start in range(0, len(rows), per_batch):
-                self._run(rows[start : start + per_batch], size, documents, out)
+                self._run(rows[start : start + per_batch], size, documents, adapters, out)
         return out
 
     def _run(
-        self, rows: Sequence[Sequence[Piece]], size: int, documents: Sequence[Sequence[int]], out: list[TokenScores]
+        self,
+        rows: Sequence[Sequence[Piece]],
+        size: int,
+        documents: Sequence[Sequence[int]],
+        adapters: Sequence[int],
+        out: list[TokenScores],
     ) -> None:
         """One forward pass; the number of rows is rounded up to a power of two, to bound compilations."""
         count = 1 << (len(rows) - 1).bit_length()
@@ -215,7 +246,10 @@ class Scorer:
                 segments[row, span], positions[row, span] = number, np.arange(piece.length)
                 places.append((row, at, piece))
                 at += piece.length
-        found = row_scores(self._graph, self._state, inputs, targets, segments, positions)
+        used = np.zeros(count, np.int32)
+        used[: len(rows)] = [adapters[pieces[0].document] for pieces in rows]
+        chosen = jnp.asarray(used) if self.num_adapters else None
+        found = row_scores(self._graph, self._state, inputs, targets, segments, positions, chosen)
         nats, likeliest = map(np.asarray, found)
         for row, at, piece in places:
             skip = piece.first_target - piece.start - 1  # targets that an earlier window has scored

@@ -7,7 +7,7 @@ No torch, no pickles, no remote code. A Sluice run is loaded by models.checkpoin
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from models.adapters import chosen
+from models.checkpoints.adapters import with_adapters
 from models.checkpoints.bitsandbytes import load_bitsandbytes, stored_quantization
 from models.checkpoints.families import read_config
 from models.checkpoints.gguf_config import gguf_config, gguf_table
@@ -25,7 +27,7 @@ from models.checkpoints.gguf_tokenizer import gguf_tokenizer
 from models.checkpoints.llama import repeating
 from models.checkpoints.location import Location, read_hf_config, resolve
 from models.checkpoints.names import HF_TABLES
-from models.checkpoints.run import load_run, read_run_config, run_tokenizer
+from models.checkpoints.run import load_run, read_run_config, read_run_tuning, run_tokenizer
 from models.checkpoints.tensors import SafetensorsFolder
 from models.checkpoints.tokenizer import ChatTemplate, TextTokenizer, load_tokenizer_folder
 from models.checkpoints.weights import parameter_paths, read_weights
@@ -36,11 +38,16 @@ from models.transformer import CausalLM, abstract_model
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedCheckpoint:
-    """A model, and what came with it."""
+    """A model, and what came with it. adapters: names of those that it has, in the order of their numbers."""
 
     model: CausalLM
     tokenizer: TextTokenizer | None
     location: Location
+    adapters: tuple[str, ...] = ()
+
+    def adapter(self, name: str | None) -> int:
+        """The number of an adapter, -1 for "base"; None: the first one. ValueError where none has the name."""
+        return chosen(name, self.adapters)
 
     @property
     def config(self) -> ModelConfig:
@@ -54,11 +61,13 @@ def load_checkpoint(
     mesh: Mesh | None = None,
     dtype: str | None = None,
     param_dtype: str | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> LoadedCheckpoint:
     """The model and tokenizer at a location, the weights placed on `mesh` by the sharding rules (None: one device).
 
     dtype: compute dtype; None: bfloat16, but float32 on a CPU, where bfloat16 is emulated and slower.
-    param_dtype: dtype of the weights; None keeps what the checkpoint stores.
+    param_dtype: dtype of the weights; None keeps what the checkpoint stores. adapters: names and PEFT folders of
+    adapters over it, any of which a row of a batch may use (models/checkpoints/adapters.py).
     Errors: ValueError, one line, where the checkpoint is not whole, not known, or not safe.
     """
     where = resolve(location)
@@ -68,7 +77,12 @@ def load_checkpoint(
     tokenizer = load_tokenizer(where)
     check_vocabulary(tokenizer, config, str(where.path))
     model = load_model(where, config, mesh, param_dtype)
-    return LoadedCheckpoint(model=model, tokenizer=tokenizer, location=where)
+    if adapters:
+        model, names = with_adapters(model, adapters), tuple(adapters)
+    else:
+        lora = read_run_tuning(where.path).lora if where.kind == "run" else None
+        names = () if lora is None else lora.names
+    return LoadedCheckpoint(model=model, tokenizer=tokenizer, location=where, adapters=names)
 
 
 def check_vocabulary(tokenizer: TextTokenizer | None, config: ModelConfig, origin: str) -> None:

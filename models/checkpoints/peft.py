@@ -45,22 +45,6 @@ def quantization_of(model: CausalLM) -> dict[str, Any] | None:
     return next(({"type": type(c).__name__, **dataclasses.asdict(c)} for c in found), None)
 
 
-def adapters_of(model: CausalLM) -> dict[str, Adapter]:
-    """Every adapter by the path of its matrix; a tied one appears at both its places."""
-    found = {
-        ".".join(map(str, path)): lora
-        for path, module in nnx.iter_modules(model)
-        if (lora := getattr(module, "lora", None)) is not None
-    }
-    if model.embedding_lora is not None:
-        found["embedding"] = model.embedding_lora
-        if model.tied_lora:
-            found["lm_head"] = model.embedding_lora.transposed()
-    if model.lm_head_lora is not None:
-        found["lm_head"] = model.lm_head_lora
-    return found
-
-
 def matrix_name(path: str) -> str:
     """The parameter that an adapter's path stands for."""
     return path if path == "embedding" else f"{path}.kernel"

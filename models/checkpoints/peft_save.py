@@ -10,9 +10,10 @@ import numpy as np
 from flax import nnx
 
 from models.adapter import Adapter
+from models.adapters import adapters_of
 from models.checkpoints.fingerprint import checksums
 from models.checkpoints.names import Rule
-from models.checkpoints.peft import adapters_of, family_table, matrix_name, quantization_of
+from models.checkpoints.peft import family_table, matrix_name, quantization_of
 from models.checkpoints.peft_folder import CONFIG_NAME, ORIGIN_NAME, PREFIX, WEIGHTS_NAME
 from models.checkpoints.weights import parameter_paths
 from models.lora import LoRA, adaptable, is_adapter, trainable_paths
