@@ -20,20 +20,22 @@ from models.scoring import Scorer, ScoringConfig
 class CheckpointScorer:
     """What makes a `score(texts) -> nats, tokens` of a checkpoint.
 
-    checkpoint: any location that `load_checkpoint` takes. dtype: compute dtype; None: by device.
+    checkpoint: any location that `load_checkpoint` takes. dtype: compute dtype; None: by device. adapter: a PEFT folder
+    over it that acts; None: a run's own first adapter, or none.
     """
 
     checkpoint: str
     scoring: ScoringConfig = ScoringConfig()
     dtype: str | None = None
+    adapter: str | None = None
 
     def inputs_key(self) -> Any:
         """The checkpoint's files: a run that was trained again is another model."""
-        return files_key(self.checkpoint)
+        return model_key(self.checkpoint, self.adapter)
 
     def build(self) -> Scorer:
         """Load the model; ValueError where the checkpoint is not whole or has no tokenizer."""
-        loaded = load_checkpoint(self.checkpoint, dtype=self.dtype)
+        loaded = load_checkpoint(self.checkpoint, dtype=self.dtype, adapters=only(self.adapter))
         return Scorer(loaded.model, text_tokenizer(loaded), self.scoring)
 
 
@@ -42,6 +44,7 @@ class CheckpointGenerator:
     """What makes a `generate(prompts) -> texts` of a checkpoint.
 
     chat: whether a prompt is a user's message, put into the checkpoint's chat template; system: said before it.
+    adapter: a PEFT folder over the checkpoint that acts.
     """
 
     checkpoint: str
@@ -49,6 +52,7 @@ class CheckpointGenerator:
     chat: bool = False
     system: str | None = None
     dtype: str | None = None
+    adapter: str | None = None
 
     @property
     def max_new_tokens(self) -> int:
@@ -57,11 +61,11 @@ class CheckpointGenerator:
 
     def inputs_key(self) -> Any:
         """The checkpoint's files: a run that was trained again is another model."""
-        return files_key(self.checkpoint)
+        return model_key(self.checkpoint, self.adapter)
 
     def build(self) -> "TextGenerator | ChatGenerator":
         """Load the model; ValueError where the checkpoint is not whole, or has no tokenizer or no chat template."""
-        loaded = load_checkpoint(self.checkpoint, dtype=self.dtype)
+        loaded = load_checkpoint(self.checkpoint, dtype=self.dtype, adapters=only(self.adapter))
         tokenizer = text_tokenizer(loaded)
         generator = TextGenerator(Decoder(loaded.model), tokenizer, self.decode)
         if not self.chat:
@@ -87,6 +91,17 @@ class ChatGenerator:
 
     def _rendered(self, prompts: Sequence[str]) -> list[str]:
         return [self.tokenizer.render_chat([*self.before, {"role": "user", "content": text}]) for text in prompts]
+
+
+def only(adapter: str | None) -> dict[str, str]:
+    """The adapters of a model with that one alone."""
+    return {} if adapter is None else {"only": adapter}
+
+
+def model_key(checkpoint: str, adapter: str | None) -> Any:
+    """What a stage key holds of a checkpoint's files, and of an adapter's where there is one."""
+    found = files_key(checkpoint)
+    return found if adapter is None else [found, files_key(adapter)]
 
 
 def text_tokenizer(loaded: LoadedCheckpoint) -> TextTokenizer:

@@ -20,6 +20,7 @@ from models.lora import LoRA, add_lora
 from models.quantize import NF4, quantize_model
 from models.rows import RowContext
 from models.scoring import Scorer
+from models.specs import CheckpointScorer
 from models.transformer import CausalLM
 from tests.models.checkpoint_cases import save_tiny
 
@@ -97,6 +98,10 @@ def test_one_process_scores_with_the_base_and_answers_with_an_adapter(shared: tu
         assert [texts[i] for i in mine] == [answers[i] for i in mine]
         bound = TextGenerator(generator.decoder, loaded.tokenizer, decode, adapter=loaded.adapter(name))  # type: ignore[arg-type]
         assert bound.generate(TEXTS) == answers
+        if name != "base":
+            spec = CheckpointScorer(checkpoint=str(folder / "base"), adapter=str(folder / name))
+            np.testing.assert_allclose(spec.build().score(TEXTS)[0], expected, rtol=1e-4)
+            assert spec.inputs_key() != dataclasses.replace(spec, adapter=None).inputs_key()
         found.add(tuple(answers))
     assert len(found) == 3
 

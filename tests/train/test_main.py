@@ -25,6 +25,13 @@ def told(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
     return exit.value.code, out, err
 
 
+def test_the_dry_run_of_llama_2_counts_what_is_trained(monkeypatch, capsys):
+    """The figures that PEFT gives for rank 8 on q and v; no array is made."""
+    code, out, err = told(monkeypatch, capsys, "--config", "configs/llama2_7b_lora.py", "--dry-run")
+    assert code == 0, err
+    assert "trainable params: 4,194,304 || all params: 6,742,609,920 || trainable%: 0.0622" in out.splitlines()
+
+
 @pytest.mark.parametrize(
     "arguments, says",
     [
