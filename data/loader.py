@@ -40,7 +40,7 @@ class LoaderConfig:
     weights: (source, share of tokens) pairs, on any scale, or a Temperature; empty for proportional to tokens. A source
         that pairs leave out is not used. See data.weights for how languages are named.
     changes: a curriculum: (step, weights) pairs, each in force from its step on.
-    epoch_cap: how often a source may be seen at most in the run.
+    epoch_cap: how often a source may be seen at most in the run. A run with either keeps its batch size and seq_len.
     skip: ranges [start, stop) of global row numbers that keep their place with loss weight 0.
     prefetch: batches made ahead; cache_bytes: of decoded records kept. Neither changes any batch.
     """
