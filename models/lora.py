@@ -25,12 +25,12 @@ from jaxtyping import Array, Float
 
 from models.adapter import Adapter, column_lengths
 from models.layers import Linear
+from models.low_rank import split_kernel
 from models.transformer import CausalLM
 
 ALL_LINEAR = "all-linear"
 Init = Literal["kaiming", "gaussian", "pissa", "pissa_fast", "loftq"]
-LOFTQ_ROUNDS = 5  # alternations of quantising and approximating
-SUBSPACE_ROUNDS = 8  # products with W and its transpose; 8 are within 1e-3 of the exact singular values here
+CHANGES_BASE = ("pissa", "pissa_fast", "loftq")  # beginnings that leave another base than the one given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +214,7 @@ def new_adapter(
         )
     a_shape, b_shape = (*layers, count, in_dim, rank), (*layers, count, rank, out_dim)
     base = None
-    if config.init in ("pissa", "pissa_fast", "loftq"):
+    if config.init in CHANGES_BASE:
         if count > 1:
             raise ValueError(f"lora.init={config.init!r} changes the base, so it goes with one adapter, not {count}")
         a, b, base = split_kernel(kernel, rank, scale, config.init, key, round_trip)
@@ -240,61 +240,6 @@ def new_adapter(
     scales = (scale,) * count
     adapter = Adapter(a, b, magnitude, axes=axes, scales=scales, dropout=config.dropout, dtype=dtype, path=path)
     return adapter, base
-
-
-def split_kernel(
-    kernel: Float[Array, "*layers I O"],
-    rank: int,
-    scale: float,
-    init: Init,
-    key: Array,
-    round_trip: Callable[[Array], Array] | None,
-) -> tuple[Array, Array, Array]:
-    """(a, b, base) with base + scale a b = kernel, or close to it where the base is then quantised.
-
-    PiSSA: a b is the best approximation of that rank. LoftQ: five rounds of that on what quantisation loses.
-    """
-
-    def of_layer(given: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        w, key = given
-        w32 = w.astype(jnp.float32)
-        if init != "loftq":
-            a, b = leading(w32, rank, key if init == "pissa_fast" else None)
-            a, b = a / scale**0.5, b / scale**0.5
-            return a, b, (w32 - scale * a @ b).astype(w.dtype)
-        assert round_trip is not None
-        base, a, b = w32, jnp.zeros((w.shape[0], rank)), jnp.zeros((rank, w.shape[1]))
-        for _ in range(LOFTQ_ROUNDS):
-            base = w32 - scale * a @ b
-            a, b = leading(w32 - round_trip(base), rank, None)
-            a, b = a / scale**0.5, b / scale**0.5
-        return a, b, base.astype(w.dtype)
-
-    if init == "loftq" and round_trip is None:
-        raise ValueError("lora.init='loftq' makes up for quantisation: set quantize=NF4(), or take another init")
-    flat = kernel.reshape(-1, *kernel.shape[-2:])
-    a, b, base = jax.lax.map(of_layer, (flat, jax.random.split(key, len(flat))))
-    layers = kernel.shape[:-2]
-    return tuple(part.reshape(*layers, *part.shape[1:]) for part in (a, b, base))  # type: ignore[return-value]
-
-
-def leading(w_IO: Float[Array, "I O"], rank: int, key: Array | None) -> tuple[Array, Array]:
-    """(a, b) with a b the best approximation of that rank; with a key, nearly so, by subspace iteration.
-
-    Halko, Martinsson and Tropp 2011, algorithm 4.4, with eight directions more than the rank.
-    """
-    if key is None:
-        u, s, v = jnp.linalg.svd(w_IO, full_matrices=False)
-    else:
-        draws = jax.random.normal(key, (w_IO.shape[1], min(rank + 8, *w_IO.shape)))
-        q, _ = jnp.linalg.qr(w_IO @ draws)
-        for _ in range(SUBSPACE_ROUNDS):
-            q, _ = jnp.linalg.qr(w_IO.T @ q)
-            q, _ = jnp.linalg.qr(w_IO @ q)
-        u, s, v = jnp.linalg.svd(q.T @ w_IO, full_matrices=False)
-        u = q @ u
-    root = jnp.sqrt(s[:rank])
-    return u[:, :rank] * root, root[:, None] * v[:rank]
 
 
 def merge_lora(model: CausalLM, adapter: int = 0) -> CausalLM:
@@ -346,31 +291,3 @@ def without_lora(model: CausalLM) -> CausalLM:
             module.lora = None
     base.embedding_lora, base.lm_head_lora, base.tied_lora = None, None, False
     return base
-
-
-def trainable_paths(paths: Iterable[str], lora: LoRA | None = None, freeze: tuple[str, ...] = ()) -> frozenset[str]:
-    """Which parameters are trained, of those at the given dotted paths.
-
-    Without lora all are but those that `freeze` matches; with it adapters, and what its `bias` and `also_train` add.
-    Errors: ValueError where a pattern matches nothing, or nothing is left to train.
-    """
-    paths = list(paths)
-    check_patterns("freeze", freeze, paths)
-    chosen = set(paths)
-    if lora is not None:
-        check_patterns("lora.also_train", lora.also_train, [path for path in paths if not is_adapter(path)])
-        adapted = {path[: path.index(".lora.")] for path in paths if ".lora." in path}
-        biases = {path for path in paths if path.endswith(".bias") and not is_adapter(path)}
-        if lora.bias == "lora_only":
-            biases = {path for path in biases if path.removesuffix(".bias") in adapted}
-        chosen = {path for path in paths if is_adapter(path) or any(matches(p, path) for p in lora.also_train)}
-        chosen |= biases if lora.bias != "none" else set()
-    chosen = {path for path in chosen if not any(matches(pattern, path) for pattern in freeze)}
-    if not chosen:
-        raise ValueError(f"freeze={freeze} leaves no parameter to train")
-    return frozenset(chosen)
-
-
-def is_adapter(path: str) -> bool:
-    """Whether the parameter at a dotted path belongs to an adapter."""
-    return re.search(r"(^|\.|_)lora\.", path) is not None

@@ -7,8 +7,9 @@ import jax
 from flax import nnx
 
 from models.encoder import AnyModelConfig, EncoderConfig, EncoderLM
-from models.lora import LoRA, add_lora, trainable_paths
+from models.lora import LoRA, add_lora
 from models.quantize import Quantization, quantize_model, round_trip
+from models.trainable import trainable_paths
 from models.transformer import CausalLM
 
 AnyModel = CausalLM | EncoderLM

@@ -98,9 +98,10 @@ def on_original(tuned: Tuned) -> Any:
     from flax import nnx
 
     from models.checkpoints.load import load_checkpoint
+    from models.lora import CHANGES_BASE
     from models.quantize import QuantizedLinear, dequantized
 
-    if tuned.lora is not None and tuned.lora.init in ("pissa", "pissa_fast", "loftq"):
+    if tuned.lora is not None and tuned.lora.init in CHANGES_BASE:
         raise ValueError(f"init={tuned.lora.init!r} changed the base, so the adapter does not fit the original weights")
     if not tuned.base:
         raise ValueError("where the original base lies is not known: give --base")

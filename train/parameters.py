@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from models.lora import is_adapter
+from models.trainable import is_adapter
 from train.state import TrainState, whole_params
 
 

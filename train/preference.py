@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models.lora import LoRA
+from models.lora import CHANGES_BASE, LoRA
 from models.rows import RowContext
 from models.transformer import CausalLM
 from train.loss import Batch, next_token_nats, token_losses
@@ -58,7 +58,7 @@ class Preference:
         """ValueError where the data are no preferences, or the base is not there as it was."""
         if not paired:
             raise ValueError("objective=Preference() needs preferences: chats with a chosen and a rejected answer")
-        if lora is None or lora.bias != "none" or lora.also_train or lora.init in ("pissa", "pissa_fast", "loftq"):
+        if lora is None or lora.bias != "none" or lora.also_train or lora.init in CHANGES_BASE:
             raise ValueError(
                 "objective=Preference() takes the base without its adapter as the reference, so the base must stay as "
                 "it is: set lora=LoRA(...) with bias='none', no also_train, and init='kaiming' or 'gaussian'"

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, UInt32
 
 from models.checkpoints.weights import parameter_paths
-from models.lora import is_adapter
+from models.trainable import is_adapter
 from models.transformer import CausalLM
 
 

@@ -16,7 +16,8 @@ from models.checkpoints.names import Rule
 from models.checkpoints.peft import family_table, matrix_name, quantization_of
 from models.checkpoints.peft_folder import CONFIG_NAME, ORIGIN_NAME, PREFIX, WEIGHTS_NAME
 from models.checkpoints.weights import parameter_paths
-from models.lora import LoRA, adaptable, is_adapter, trainable_paths
+from models.lora import CHANGES_BASE, LoRA, adaptable
+from models.trainable import is_adapter, trainable_paths
 from models.transformer import CausalLM
 
 
@@ -26,7 +27,7 @@ def save_peft(model: CausalLM, lora: LoRA, folder: Path, *, base: str = "", inde
     lora: the settings that the adapters were made with. base: for base_model_name_or_path. index: which adapter.
     Errors: ValueError where the adapter acts on another base than the one that PEFT would load.
     """
-    if lora.init in ("pissa", "pissa_fast", "loftq"):
+    if lora.init in CHANGES_BASE:
         raise ValueError(
             f"an adapter with init={lora.init!r} acts on a base that it changed, which PEFT does not have: export the "
             "merged model (--format hf)"

@@ -8,10 +8,11 @@ from flax import nnx
 
 from models.config import Attention, Embedding, Execution, ModelConfig
 from models.decode import DecodeConfig, Decoder, generate
-from models.lora import LoRA, add_lora, merge_lora, trainable_paths, without_lora
+from models.lora import LoRA, add_lora, merge_lora, without_lora
 from models.quantize import NF4, quantize_model, round_trip
 from models.rows import RowContext, row_keys
 from models.scoring import Scorer
+from models.trainable import trainable_paths
 from models.transformer import CausalLM, unstacked
 from models.tuning import dotted_paths
 
