@@ -29,6 +29,16 @@ class NextToken:
         return partial(next_token_nats, vocab_chunk=options.vocab_chunk)
 
     def check(self, lora: LoRA | None, *, paired: bool) -> None:
-        """ValueError where the data are preferences, whose rejected answers would be learned too."""
+        """ValueError where the data are preferences, whose rejected answers would be learned too; as `one_adapter`."""
+        one_adapter(lora)
         if paired:
             raise ValueError("the data are preferences (chosen, rejected): set objective=Preference()")
+
+
+def one_adapter(lora: LoRA | None) -> None:
+    """ValueError for several adapters: no row of the loader's batches chooses one, so the first alone would learn."""
+    if lora is not None and len(lora.names) > 1:
+        raise ValueError(
+            f"lora.names={lora.names}: a run trains one adapter; train each in a run of its own, over the same "
+            "init_from, and put them together where they are used (models.generate --adapter NAME=DIR)"
+        )

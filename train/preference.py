@@ -19,6 +19,7 @@ from models.lora import CHANGES_BASE, LoRA
 from models.rows import RowContext
 from models.transformer import CausalLM
 from train.loss import Batch, next_token_nats, token_losses
+from train.objectives import one_adapter
 from train.step import TrainConfig
 
 
@@ -56,6 +57,7 @@ class Preference:
 
     def check(self, lora: LoRA | None, *, paired: bool) -> None:
         """ValueError where the data are no preferences, or the base is not there as it was."""
+        one_adapter(lora)
         if not paired:
             raise ValueError("objective=Preference() needs preferences: chats with a chosen and a rejected answer")
         if lora is None or lora.bias != "none" or lora.also_train or lora.init in CHANGES_BASE:

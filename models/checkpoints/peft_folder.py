@@ -40,7 +40,10 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             pickle = (folder / "adapter_model.bin").exists()
             hint = "; adapter_model.bin is a pickle, which can run code and is never loaded" if pickle else ""
             raise ValueError(f"{folder} has no {name}: expected a PEFT adapter folder{hint}")
-    config = json.loads((folder / CONFIG_NAME).read_text())
+    try:
+        config = {"r": 8, "lora_alpha": 8} | json.loads((folder / CONFIG_NAME).read_text())  # PEFT's own defaults
+    except (ValueError, TypeError):
+        raise ValueError(f"{folder / CONFIG_NAME} is no JSON object: expected the settings of a PEFT adapter") from None
     for name, values in READ.items():
         if config.get(name, values[0]) not in values:
             raise ValueError(f"{folder}: {name}={config[name]!r} is not supported; expected {' or '.join(values)}")
@@ -69,9 +72,15 @@ def adapter_quantization(folder: Path) -> Quantization | None:
 
 
 def adapter_base(folder: Path) -> str:
-    """Where the base of a folder's adapter lies, as the folder says; "" where it does not."""
+    """Where the base of a folder's adapter lies, as a location that loads here; "" where the folder does not say.
+
+    PEFT names a repository of the hub as it names a folder: org/name.
+    """
     config, _ = read_adapter(folder)
-    return config.get("base_model_name_or_path") or ""
+    base = read_origin(folder).get("base") or config.get("base_model_name_or_path") or ""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():
+        return f"hf:{base}" + (f"@{config['revision']}" if config.get("revision") else "")
+    return base
 
 
 def check_base(folder: Path, sums: Mapping[str, int]) -> None:

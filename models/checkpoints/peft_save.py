@@ -47,11 +47,13 @@ def save_peft(model: CausalLM, lora: LoRA, folder: Path, *, base: str = "", inde
     trained = trainable_paths(parameter_paths(nnx.state(model, nnx.Param)), lora)
     whole = _write_whole(tensors, model, lora, table)
     names = {module: module.split("{i}.")[-1] for module in modules}
+    name, _, revision = base.removeprefix("hf:").partition("@") if base.startswith("hf:") else (base, "", "")
     rank, alpha = _most(ranks.values()), _most(alphas.values())
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": name,
+        "revision": revision or None,
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": lora.dropout,

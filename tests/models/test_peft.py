@@ -14,6 +14,7 @@ from flax import nnx
 
 from models.checkpoints.load import load_checkpoint
 from models.checkpoints.peft import load_peft
+from models.checkpoints.peft_folder import adapter_base
 from models.checkpoints.peft_save import save_peft
 from models.checkpoints.save import save_hf
 from models.config import Attention, Block, Embedding, LayerNorm, Plain
@@ -260,6 +261,19 @@ def test_an_adapter_knows_its_base(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"another base: layers.mlp.up.kernel differs here; .* \(models/mine\)"):
         load_peft(tmp_path, moved)
     load_peft(tmp_path, moved, other_base=True)
+
+
+def test_a_base_on_the_hub_is_named_as_peft_names_it(tmp_path: Path) -> None:
+    lora = LoRA(targets=("q",), rank=4)
+    save_peft(add_lora(tiny_model(), lora, rngs=nnx.Rngs(0)), lora, tmp_path, base="hf:org/name@v2")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/name", "v2")
+    assert adapter_base(tmp_path) == "hf:org/name@v2"
+    (tmp_path / "sluice_adapter.json").unlink()  # as PEFT writes it
+    assert adapter_base(tmp_path) == "hf:org/name@v2"
+    (tmp_path / "adapter_config.json").write_text("[")
+    with pytest.raises(ValueError, match="is no JSON object: expected the settings of a PEFT adapter"):
+        adapter_base(tmp_path)
 
 
 def test_a_tied_table_trained_in_one_place_is_refused(tmp_path: Path) -> None:

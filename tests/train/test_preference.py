@@ -142,6 +142,9 @@ def test_preference_begins_at_log_two_and_trains_the_adapter_alone(model: Causal
 def test_objectives_refuse_the_other_ones_data() -> None:
     with pytest.raises(ValueError, match="the data are preferences"):
         NextToken().check(None, paired=True)
+    for objective, paired in ((NextToken(), False), (Preference(), True)):
+        with pytest.raises(ValueError, match=r"lora.names=\('a', 'b'\): a run trains one adapter"):
+            objective.check(LoRA(names=("a", "b")), paired=paired)
     with pytest.raises(ValueError, match="needs preferences"):
         Preference().check(LoRA(), paired=False)
     for lora in (None, LoRA(bias="all"), LoRA(also_train=("final_norm",)), LoRA(init="pissa")):
