@@ -3,28 +3,21 @@
 A query sees a key when both belong to the same segment, the key is not after the query, and the key is inside the
 window. Padding is segment 0 and sees padding, so no row of scores is ever empty and nothing becomes NaN.
 
-Shapes: B batch, T queries, S keys, N query heads, K key/value heads, G = N / K, H head dim.
+Shapes: B batch, T queries, S keys, N query heads, K key/value heads, H head dim.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from models.config import KernelName
 from models.kernels import cudnn, splash
+from models.kernels.blockwise import blockwise_attention
+from models.kernels.dense import masked_attention, visible
 from models.kernels.sharded import context_devices, over_context
 from models.sharding import constrain
-
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite, so that a fully masked row gives no NaN
-DENSE_SCORES = (
-    1024 * 1024
-)  # scores a head up to which the dense kernel is faster than blocks (tests/bench/attention.py)
-BLOCK = 512  # queries a block of the blockwise kernel; memory is BLOCK * S scores a head
-GROUPS = 4  # groups of blocks, each over the keys up to its end
 
 
 @dataclass(frozen=True)
@@ -95,9 +88,7 @@ def _automatic(shape: AttentionShape, backend: str, obstacles: dict[str, str | N
             if obstacles[name] is None:
                 return KernelChoice(name, f"fused kernel of this {backend}, segments included{why_not}")
             why_not += f"; not {name}: {obstacles[name]}"
-    if shape.queries * shape.keys <= DENSE_SCORES:
-        return KernelChoice("dense", f"{shape.queries} x {shape.keys} scores a head are fastest whole{why_not}")
-    return KernelChoice("blockwise", f"memory grows with the sequence, not with its square{why_not}")
+    return KernelChoice("blockwise", f"the fastest without a fused kernel, in the memory of a block{why_not}")
 
 
 def attention(
@@ -158,99 +149,3 @@ def attention(
         k_BSKH, v_BSKH = (constrain(x, ("batch", None, "kv_heads", None)) for x in (k_BSKH, v_BSKH))
     mask = visible(segment_ids_BT, segment_ids_BT, None, window)
     return masked_attention(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, softcap=softcap)
-
-
-def visible(
-    segment_ids_BT: Int[Array, "B T"],
-    kv_segment_ids_BS: Int[Array, "B S"],
-    offset_B: Int[Array, "B"] | None,
-    window: int | None,
-) -> Bool[Array, "B T S"]:
-    """Which keys each query sees. A row's first query stands at key `offset_B`; None: at key 0."""
-    queries = jnp.arange(segment_ids_BT.shape[1])[None, :] + (0 if offset_B is None else offset_B[:, None])
-    distance = queries[:, :, None] - jnp.arange(kv_segment_ids_BS.shape[1])
-    mask = distance >= 0
-    if window is not None:
-        mask &= distance < window
-    return mask & (segment_ids_BT[:, :, None] == kv_segment_ids_BS[:, None, :])
-
-
-def masked_attention(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BSKH: Float[Array, "B S K H"],
-    v_BSKH: Float[Array, "B S K H"],
-    mask_BTS: Bool[Array, "B T S"],
-    *,
-    scale: float,
-    softcap: float | None,
-) -> Float[Array, "B T N H"]:
-    """The plain formula, all scores in memory at once: the reference that every kernel is held to."""
-    batch, queries, heads, dim = q_BTNH.shape
-    kv_heads = k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(batch, queries, kv_heads, heads // kv_heads, dim)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKH.dtype)
-    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH)
-    return out_BTKGH.reshape(batch, queries, heads, dim).astype(q_BTNH.dtype)
-
-
-def blockwise_attention(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BSKH: Float[Array, "B S K H"],
-    v_BSKH: Float[Array, "B S K H"],
-    segment_ids_BT: Int[Array, "B T"],
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    block: int = BLOCK,
-    kv_segment_ids_BS: Int[Array, "B S"] | None = None,
-    first_query: Int[Array, ""] | None = None,
-) -> Float[Array, "B T N H"]:
-    """`masked_attention` a block of queries at a time, recomputed in the backward pass: a few blocks' scores in memory.
-
-    The blocks of a group are scanned, since a compiler may otherwise keep all of them at once, over the keys that the
-    group can see. Without a window, four groups do 5/8 of the full square's work, near the 1/2 that causality allows;
-    with one, each block reads only the keys in its window, and the work, too, grows with T.
-
-    Args:
-      first_query: key of the first query, where the queries are one device's part of the sequence; each block then
-        reads every key that any device's could. None: queries and keys are the same tokens.
-      kv_segment_ids_BS: goes with `first_query`.
-    """
-    batch, length, heads, dim = q_BTNH.shape
-    if kv_segment_ids_BS is None:
-        kv_segment_ids_BS = segment_ids_BT
-    num_keys, begin = k_BSKH.shape[1], 0 if first_query is None else first_query
-    num_blocks = -(-length // block)
-    padding = ((0, 0), (0, num_blocks * block - length))
-    q_blocks = jnp.moveaxis(
-        jnp.pad(q_BTNH, (*padding, (0, 0), (0, 0))).reshape(batch, num_blocks, block, heads, dim), 1, 0
-    )
-    # segment -1 has no keys: such a query sees nothing, and is cut off at the end
-    padded_segments_BT = jnp.pad(segment_ids_BT, padding, constant_values=-1)
-    segment_blocks = jnp.moveaxis(padded_segments_BT.reshape(batch, num_blocks, block), 1, 0)
-    one_group = window is not None or first_query is not None
-    per_group = num_blocks if one_group else -(-num_blocks // GROUPS)
-    outs = []
-    for first in range(0, num_blocks, per_group):
-        last = min(first + per_group, num_blocks)
-        keys = num_keys if one_group else min(last * block, num_keys)
-        seen = keys if window is None else min(keys, block + window - 1)
-
-        @jax.checkpoint
-        def one_block(group_BKV: Any, one: Any, seen: int = seen) -> Array:
-            q, query_segments, start = one
-            first_key = jnp.clip(start + block - seen, 0, group_BKV[0].shape[1] - seen)
-            k, v, key_segments = (jax.lax.dynamic_slice_in_dim(x, first_key, seen, axis=1) for x in group_BKV)
-            offset_B = jnp.full((batch,), start - first_key)
-            mask = visible(query_segments, key_segments, offset_B, window)
-            return masked_attention(q, k, v, mask, scale=scale, softcap=softcap)
-
-        group = (k_BSKH[:, :keys], v_BSKH[:, :keys], kv_segment_ids_BS[:, :keys])
-        blocks = (q_blocks[first:last], segment_blocks[first:last], begin + jnp.arange(first, last) * block)
-        outs.append(jax.lax.map(partial(one_block, group), blocks))
-    return jnp.moveaxis(jnp.concatenate(outs), 0, 1).reshape(batch, -1, heads, dim)[:, :length]

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from models.attention import MASKED, visible
 from models.config import ModelConfig
+from models.kernels.dense import MASKED, visible
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "segment_ids_BS", "length_B"], meta_fields=[])

@@ -117,7 +117,7 @@ class Execution:
     """How the same mathematics is run. Nothing here changes the parameters."""
 
     remat: Literal["none", "full", "dots"] = "none"  # recompute nothing, whole layers, or all but matrix products
-    scan_unroll: int = 0  # layers an iteration of the scan; 0: all on a CPU (19 % faster there), 1 elsewhere
+    scan_unroll: int = 0  # layers an iteration of the scan; 0: all, where few and on a CPU (19 % faster), else 1
     kernel: KernelName = "auto"  # attention kernel; any but "auto" is used or refused
 
 

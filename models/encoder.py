@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from models.attention import masked_attention
 from models.config import Activation, Attention, Block, Embedding, Execution, LayerNorm, ModelConfig, Plain, check_dtype
+from models.kernels.dense import masked_attention
 from models.layers import EMBEDDING_STDDEV, Linear, Norm, activate, truncated_normal
 
 

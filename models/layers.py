@@ -9,6 +9,7 @@ the identity; biases at 0.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -103,16 +104,22 @@ class Norm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((dim,), param_dtype), axes=("norm",)) if shifted else None
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        y = x.astype(jnp.float32)
-        if isinstance(self.config, LayerNorm):
-            y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.config.eps)
+        y = normalised(self.config, x)
         if self.scale is not None:
             scale = self.scale.get_value().astype(jnp.float32)
             y = y * (1.0 + scale if self.offset else scale)
         if self.bias is not None:
             y = y + self.bias.get_value().astype(jnp.float32)
         return y.astype(x.dtype)
+
+
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(0,))
+def normalised(config: RMSNorm | LayerNorm, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    """x over its root mean square (LayerNorm: its deviations over theirs), float32; the backward pass keeps x alone."""
+    y = x.astype(jnp.float32)
+    if isinstance(config, LayerNorm):
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+    return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + config.eps)
 
 
 class GatedMLP(nnx.Module):
@@ -132,7 +139,7 @@ class GatedMLP(nnx.Module):
         self.activation = part.activation
 
     def __call__(self, x_BTD: Float[Array, "B T D"], rows: RowContext | None = None) -> Float[Array, "B T D"]:
-        return self.down(activate(self.activation, self.gate(x_BTD, rows)) * self.up(x_BTD, rows), rows)
+        return self.down(gated(self.activation, self.gate(x_BTD, rows), self.up(x_BTD, rows)), rows)
 
 
 class PlainMLP(nnx.Module):
@@ -169,6 +176,12 @@ def make_mlp(config: ModelConfig, rngs: nnx.Rngs) -> GatedMLP | PlainMLP:
 def activate(name: Activation, x: jax.Array) -> jax.Array:
     """The activation function of that name."""
     return ACTIVATIONS[name](x)
+
+
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(0,))
+def gated(name: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """activation(gate) * up; the backward pass keeps these two and makes what lies between again."""
+    return activate(name, gate) * up
 
 
 def residual_stddev(config: ModelConfig, fan_in: int) -> float:

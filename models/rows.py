@@ -69,7 +69,7 @@ def dropped(x_BTI: Float[Array, "B T I"], rate: float, rows: RowContext | None, 
         return x_BTI
     bits_BTI = element_bits(folded(rows.dropout_keys_B2, stream), x_BTI.shape[1:])
     keep_BTI = bits_BTI >= jnp.uint32(round(rate * 2**32))
-    return x_BTI * keep_BTI.astype(x_BTI.dtype) / (1.0 - rate)
+    return jnp.where(keep_BTI, x_BTI / (1.0 - rate), 0)  # so that the backward pass keeps a byte of each, not four
 
 
 def element_bits(keys_B2: UInt32[Array, "B 2"], shape: tuple[int, ...]) -> UInt32[Array, "B ..."]:

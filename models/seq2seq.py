@@ -19,8 +19,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from models.attention import masked_attention
 from models.config import LayerNorm, check_dtype
+from models.kernels.dense import masked_attention
 from models.layers import EMBEDDING_STDDEV, Linear, Norm, truncated_normal
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

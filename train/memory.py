@@ -11,11 +11,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from models.attention import choose_kernel
 from models.config import Gated
 from models.encoder import AnyModelConfig
+from models.kernels.blockwise import GROUPS
 from train.config import Config
-from train.cost import attention_shape, leaves, local_bytes, micro_tokens
+from train.cost import leaves, local_bytes, micro_tokens
 from train.parameters import weight_bytes
 
 LANES = 128  # float32 numbers that splash keeps of every query and head: its log-sum-exp, once in each lane
@@ -41,7 +41,7 @@ def memory_by_kind(config: Config, state: Any, sizes: Mapping[str, int], platfor
         "EMA": local_bytes(state.ema, sizes),
         "parameters, cast once": cast_bytes(config, state, sizes, item),
         "gradients": accumulated * local_bytes(state.params, sizes),
-        "activations saved": saved_bytes(config, sizes, tokens, item),
+        "activations saved": saved_bytes(config, sizes, tokens, item, platform),
         "one layer's backward pass" if layer >= output else "logits": HEAP[platform] * max(layer, output),
     }
     return {kind: int(number) for kind, number in kinds.items() if number}
@@ -55,7 +55,7 @@ def cast_bytes(config: Config, state: Any, sizes: Mapping[str, int], item: int) 
     return local_bytes(stacked, sizes) * item // jnp.dtype(config.model.param_dtype).itemsize
 
 
-def saved_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int) -> float:
+def saved_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int, platform: str) -> float:
     """What the forward pass keeps of all layers for the backward pass."""
     model, tensor = config.model, sizes["tensor"]
     if model.execution.remat == "full":
@@ -67,7 +67,7 @@ def saved_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int
     if model.execution.remat != "none":
         return model.num_layers * tokens * each * item
     weights = matrices(model) * item / tensor if sizes["fsdp"] > 1 else 0  # as they were gathered
-    return model.num_layers * (tokens * each * item + scores(config, sizes) + weights)
+    return model.num_layers * (tokens * each * item + kept_by_attention(config, sizes, platform) + weights)
 
 
 def layer_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int, platform: str) -> float:
@@ -79,7 +79,7 @@ def layer_bytes(config: Config, sizes: Mapping[str, int], tokens: int, item: int
     residual = 10 if platform == "tpu" else 6  # arrays as wide as the residual stream; TPUs copy some to other layouts
     activations = tokens * item * (residual * model.embed_dim + heads + (hidden(model) + 1) * model.mlp_dim / tensor)
     weights = 2 * matrices(model) * item / tensor
-    kept_by_kernel = tokens * model.num_heads / tensor * LANES * 4 if platform == "tpu" else 2 * scores(config, sizes)
+    kept_by_kernel = tokens * model.num_heads / tensor * LANES * 4 if platform == "tpu" else 0
     return activations + weights + kept_by_kernel
 
 
@@ -115,12 +115,12 @@ def kept_of_heads(model: AnyModelConfig) -> int:
     return ((steps + 1) * model.num_heads + (steps + 1) * model.num_kv_heads) * model.head_dim
 
 
-def scores(config: Config, sizes: Mapping[str, int]) -> float:
-    """Bytes of one layer's scores, twice, where the plain formula runs (on a CPU); 0 for a kernel that keeps none."""
-    model = config.model
-    if (
-        model.dtype != "float32"
-        or choose_kernel(attention_shape(config, model.pattern[0]), "auto", ("cpu", "cpu")).name != "dense"
-    ):
+def kept_by_attention(config: Config, sizes: Mapping[str, int], platform: str) -> float:
+    """Bytes of one layer's scores, twice, where the plain formula was asked for; on a CPU else the keys and values that
+    each group of blocks copies for itself, forward and backward; 0 for a fused kernel."""
+    model, tokens = config.model, micro_tokens(config, sizes)
+    if model.execution.kernel == "dense":
+        return 2 * tokens * config.loader.seq_len * model.num_heads / sizes["tensor"] * 4
+    if platform != "cpu" or model.execution.remat != "none":
         return 0.0
-    return 2 * micro_tokens(config, sizes) * config.loader.seq_len * model.num_heads / sizes["tensor"] * 4
+    return 2 * tokens * (GROUPS + 1) / 2 * 2 * model.num_kv_heads * model.head_dim / sizes["tensor"] * 4

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from models.kernels.dense import masked_attention, visible
 from models.kernels.sharded import over_mesh
 
 if TYPE_CHECKING:
@@ -70,8 +71,6 @@ def packed_obstacle(shape: "AttentionShape", backend: str, device_kind: str) -> 
 @functools.cache
 def _trial() -> str | None:
     """Runs the packed kernel once on this machine's GPU, forward and backward, against the plain formula."""
-    from models.attention import masked_attention, visible
-
     draw = np.random.default_rng(0).standard_normal
     q, k, v, upstream = (jnp.asarray(draw((2, 256, heads, 64)), jnp.bfloat16) for heads in (4, 2, 2, 4))
     segments = jnp.asarray(np.repeat([[1, 2, 3, 0], [1, 1, 2, 2]], 64, axis=1), jnp.int32)

@@ -10,7 +10,6 @@ rows of 1,024 with PEFT's, one chat a row padded to 1,024; padding to the longes
 """
 
 import argparse
-import dataclasses
 import gc
 import json
 import os
@@ -33,7 +32,6 @@ from data.sources.stack_exchange import StackExchangeSource
 from models.checkpoints.load import CheckpointTokenizer, load_checkpoint
 from models.checkpoints.save import save_hf
 from models.checkpoints.tuned import load_tuned
-from models.config import Execution
 from models.lora import LoRA
 from models.quantize import NF4, Quantized
 from models.sharding import MeshConfig, batch_sharding, make_mesh
@@ -98,8 +96,7 @@ def full_rows(chats: list[Batch], rows: int, length: int) -> Batch:
 
 def our_step(quantize: NF4 | None) -> tuple[Callable[[Batch], float], dict[str, float]]:
     """(one step on a batch, waiting for it; facts about the parameters)."""
-    # blocks of queries, recomputed in the backward pass, took half of the time of whole scores at this length
-    model = dataclasses.replace(get_model(), execution=Execution(kernel="blockwise"))
+    model = get_model()
     options = TrainConfig(num_steps=1000)
     tuning = Tuning(lora=LORA, quantize=quantize)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])

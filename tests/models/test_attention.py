@@ -7,15 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.attention import (
-    AttentionShape,
-    attention,
-    blockwise_attention,
-    choose_kernel,
-    masked_attention,
-    visible,
-)
+from models.attention import AttentionShape, attention, choose_kernel
+from models.kernels.blockwise import blockwise_attention
 from models.kernels.cudnn import HOPPER_AND_LATER, check_offsets, packed_attention, segment_layout
+from models.kernels.dense import masked_attention, visible
 from models.sharding import MeshConfig, make_mesh
 
 BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 2, 128, 4, 2, 16
@@ -52,8 +47,10 @@ def by_hand(q, k, v, segments, window=None, softcap=None) -> np.ndarray:
     return out
 
 
-def value_and_gradients(function, *arrays):
-    return jax.tree.leaves(jax.jit(jax.value_and_grad(function, argnums=(0, 1, 2), has_aux=True))(*arrays))
+def output_and_gradients(function, *arrays):
+    """Of (loss, output); the loss is a sum of 32,768 terms that cancel, so its own rounding says nothing."""
+    (_, output), gradients = jax.jit(jax.value_and_grad(function, argnums=(0, 1, 2), has_aux=True))(*arrays)
+    return output, *gradients
 
 
 def held_to_dense(kernel, settings: dict, atol: float) -> None:
@@ -69,7 +66,7 @@ def held_to_dense(kernel, settings: dict, atol: float) -> None:
     plain = loss(
         lambda q, k, v: attention(q, k, v, segment_ids_BT=jnp.array(SEGMENTS), scale=0.25, kernel="dense", **settings)
     )
-    for ours, reference in zip(value_and_gradients(loss(kernel), q, k, v), value_and_gradients(plain, q, k, v)):
+    for ours, reference in zip(output_and_gradients(loss(kernel), q, k, v), output_and_gradients(plain, q, k, v)):
         np.testing.assert_allclose(ours, reference, atol=atol, rtol=1e-5)
 
 
@@ -120,9 +117,9 @@ def test_a_sequence_that_is_split_over_devices_gives_what_one_device_gives(kerne
         out = attention(q, k, v, segment_ids_BT=segments, scale=0.25, kernel=kernel, window=window)
         return jnp.vdot(out, upstream), out
 
-    alone = value_and_gradients(loss, q, k, v)
+    alone = output_and_gradients(loss, q, k, v)
     with jax.set_mesh(make_mesh(MeshConfig(data=2, context=2, tensor=2))):
-        for ours, reference in zip(value_and_gradients(loss, q, k, v), alone):
+        for ours, reference in zip(output_and_gradients(loss, q, k, v), alone):
             np.testing.assert_allclose(ours, reference, atol=2e-5, rtol=1e-5)
 
 
@@ -168,7 +165,6 @@ def changed(**changes: object) -> AttentionShape:
         (changed(softcap=50.0), ("gpu", "NVIDIA H100 80GB HBM3"), "blockwise"),
         (changed(dtype="float32"), ("gpu", "NVIDIA H100 80GB HBM3"), "blockwise"),
         (SHAPE, ("cpu", "cpu"), "blockwise"),
-        (changed(queries=512, keys=512), ("cpu", "cpu"), "dense"),
     ],
 )
 def test_each_backend_gets_its_kernel_and_a_reason(shape: AttentionShape, platform: tuple[str, str], name: str):
@@ -225,8 +221,8 @@ def test_cudnn_equals_the_plain_formula_forward_and_backward(kernel: str, window
         out = masked_attention(*(one.astype(jnp.float32) for one in (q, k, v)), seen, scale=scale, softcap=None)
         return jnp.vdot(out, upstream.astype(jnp.float32)), out
 
-    _, out, *gradients = value_and_gradients(ours, q, k, v)
-    _, expected, *expected_gradients = value_and_gradients(plain, q, k, v)
+    out, *gradients = output_and_gradients(ours, q, k, v)
+    expected, *expected_gradients = output_and_gradients(plain, q, k, v)
     for one, other in zip([out, *gradients], [expected, *expected_gradients]):
         one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
         assert np.linalg.norm(one - other) < 0.02 * np.linalg.norm(other)
