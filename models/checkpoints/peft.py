@@ -61,7 +61,8 @@ def load_peft(folder: Path, model: CausalLM, *, other_base: bool = False) -> tup
     if trained_on != quantization_of(model) and not other_base:
         raise ValueError(
             f"{folder} was trained on a base in {(trained_on or {}).get('type', 'float')} ({trained_on}), this one is "
-            f"in {(quantization_of(model) or {}).get('type', 'float')}: quantise it alike, or pass other_base=True"
+            f"in {(quantization_of(model) or {}).get('type', 'float')}: quantise it alike (in Python, other_base=True "
+            "takes it as it is)"
         )
     table, model = family_table(model), without_lora(model)
     places = {plain(path): module for path, module in adaptable(model).items()}
