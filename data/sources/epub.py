@@ -135,7 +135,7 @@ class EpubSource(FileSource):
     per_chapter: bool = False
 
     suffixes: ClassVar[tuple[str, ...]] = (".epub",)
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     files_per_shard: ClassVar[int] = 16
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
@@ -181,7 +181,11 @@ class EpubSource(FileSource):
                 continue
             if text:
                 texts.append((chapter, text))
+            elif self.per_chapter:
+                yield self.drop(shard, f"{number}-{chapter}", "empty_text", value=chapter)
         if self.per_chapter:
+            if not chapters:
+                yield self.drop(shard, None, "empty_text", value="no chapters")
             for number, (chapter, text) in enumerate(texts):
                 yield self.document(shard, f"{number}", text, chapter=chapter, **meta)
         else:

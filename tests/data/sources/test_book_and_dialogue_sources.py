@@ -98,6 +98,12 @@ def test_epub_chapters_in_reading_order_and_hostile_books(tmp_path: Path) -> Non
     assert [c.text for c in chapters] == ["# One\n\nFirst & last.", "# Two\n\nSecond."]
 
 
+def test_epub_chapters_without_text_are_drops(tmp_path: Path) -> None:
+    epub(tmp_path / "cover.epub", **{"OEBPS/missing.xhtml": "<html><body><img src='cover.png'/></body></html>"})
+    chapters, drops = read(EpubSource(name="e", paths=(str(tmp_path),), per_chapter=True))
+    assert len(chapters) == 2 and reasons(drops) == {"path_climbs_out": 1, "empty_text": 1}
+
+
 ENCRYPTION = """<encryption xmlns="urn:oasis:names:tc:opendocument:xmlns:container"
  xmlns:enc="http://www.w3.org/2001/04/xmlenc#">{}</encryption>"""
 ENCRYPTED = """<enc:EncryptedData><enc:EncryptionMethod Algorithm="{0}"/>
