@@ -182,24 +182,25 @@ class _Cluster:
             if not machines:
                 raise ValueError(f"the Ray cluster at {self._config.address!r} has no machine with a CPU for work")
             probe = ray.remote(num_cpus=0, max_retries=2)(_probe)
-            found = {
-                node["NodeManagerAddress"]: probe.options(
-                    scheduling_strategy=strategy(node_id=node["NodeID"], soft=False)
-                ).remote(mark, tuple(libraries))
-                for node in machines
-            }
+            found = []  # by machine, of which several may have one address
+            for node in machines:
+                there = strategy(node_id=node["NodeID"], soft=False)
+                asked = probe.options(scheduling_strategy=there).remote(mark, tuple(libraries))
+                found.append((node["NodeManagerAddress"], asked))
             here = _probe(mark, tuple(libraries))
-            wrong = [line for name, ref in found.items() for line in self._differences(name, ref, here, folder)]
+            wrong = [line for name, ref in found for line in self._differences(name, ref, here, folder)]
         finally:
             if mark is not None:
                 mark.unlink(missing_ok=True)
         if wrong:
-            raise ValueError("; ".join(wrong))
+            raise ValueError("; ".join(dict.fromkeys(wrong)))
 
     def _differences(self, machine: str, ref: Any, here: dict[str, Any], folder: Path | None) -> list[str]:
         """What a machine has that the driver has not, in words."""
         try:
             there = self._ray.get(ref, timeout=PROBE_SECONDS)
+        except self._ray.exceptions.TaskUnschedulableError:
+            return []  # it left the cluster since it was listed
         except Exception as error:
             return [f"machine {machine} of the cluster does not answer: {' '.join(str(error).split())[:200]}"]
         lines = []

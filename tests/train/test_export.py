@@ -114,7 +114,8 @@ def test_an_adapter_goes_out_and_is_merged_from_its_folder(tuned_run: Path, tmp_
     ids = np.arange(3, 67)
     theirs = our_logits(load_checkpoint(tmp_path / "hf").model, ids)
     ours = our_logits(open_tuned(tuned_run, None).model, ids)
-    np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-5)
+    # a merge adds in another order, and float32 rounds sums at the size of their largest terms
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5 * np.abs(ours).max())
 
 
 def test_a_gguf_file_is_certified_as_it_is_read_again(tuned_run: Path, tmp_path: Path) -> None:

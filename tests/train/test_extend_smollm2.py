@@ -17,6 +17,7 @@ if missing:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # tests/models/test_extend.py shows the same of the parts, in less time
 def test_greek_falls_and_english_does_not_rise(tmp_path):
     small = [
         "loader.seq_len=128",
