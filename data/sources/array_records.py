@@ -157,7 +157,7 @@ class TfdsSource:
     language: str | None = None
     records_per_shard: int = 100_000
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     code_modules: ClassVar[tuple[str, ...]] = ("data.sources.array_records", "data.sources.base")
     libraries: ClassVar[tuple[str, ...]] = ("tensorflow-datasets", "array_record")
 

@@ -57,7 +57,7 @@ class ArxivSource(FileSource):
     metadata: tuple[str, ...] = ()
 
     suffixes: ClassVar[tuple[str, ...]] = (".tar", ".tex", ".tgz", "")
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         *(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from data.sources import files
 from data.sources.limits import BombError, CorruptError, FetchError, ReadLimits, TooLargeError
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # a lone half of a UTF-16 pair: JSON can say it, UTF-8 cannot
-SPACE_IN_ID = re.compile(r"\s+")
+ESCAPED_IN_ID = re.compile("[\\s%\ud800-\udfff]")  # as in a URL, so that no two names become one id
 STEP = "read"
 
 
@@ -36,12 +37,17 @@ def clean_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
     return dict(kept)
 
 
+def _id(source: str, record: str) -> str:
+    return ESCAPED_IN_ID.sub(
+        lambda found: urllib.parse.quote(found.group().encode("utf-8", "surrogatepass")), f"{source}:{record}"
+    )
+
+
 def make_document(source: str, record: str, text: str, meta: Mapping[str, Any]) -> Document | Dropped:
     """The document `source:record`, or a drop `empty_text` where there is nothing but white space."""
     if not text.strip():
         return make_drop(source, record, "empty_text", meta=meta)
-    name = SURROGATE.sub("\ufffd", SPACE_IN_ID.sub("_", f"{source}:{record}"))
-    return Document(id=name, text=clean_text(text), source=source, meta=clean_meta(meta))
+    return Document(id=_id(source, record), text=clean_text(text), source=source, meta=clean_meta(meta))
 
 
 def make_drop(
@@ -55,8 +61,7 @@ def make_drop(
     text: str = "",
 ) -> Dropped:
     """A record that could not be read or is not wanted, counted under `reason`."""
-    name = SURROGATE.sub("\ufffd", SPACE_IN_ID.sub("_", f"{source}:{record}"))
-    document = Document(id=name, text=clean_text(text), source=source, meta=clean_meta(meta or {}))
+    document = Document(id=_id(source, record), text=clean_text(text), source=source, meta=clean_meta(meta or {}))
     if isinstance(value, str):
         value = clean_text(value)[:300]
     return Dropped(document, STEP, Drop(reason, value, threshold))
@@ -78,7 +83,7 @@ class FileSource:
     language: str | None = None
     limits: ReadLimits = field(default_factory=ReadLimits)
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     code_modules: ClassVar[tuple[str, ...]] = (
         "data.sources.base",
         "data.sources.files",
@@ -142,7 +147,10 @@ class FileSource:
         raise NotImplementedError(f"{type(self).__name__} reads no streams")
 
     def document(self, shard: Mapping[str, Any], record: Any, text: str, /, **meta: Any) -> Document | Dropped:
-        """A document of this source; `record` names it inside its file (None: the file is the document)."""
+        """A document of this source; `record` names it inside its file (None: the file is the document).
+
+        Files repeat the ids of their own records, so such a name has the record's place behind it: `12@34567`.
+        """
         common = {"path": shard["key"], "licence": self.licence, "language": self.language}
         common.update((key, value) for key, value in meta.items() if value is not None)
         return make_document(self.name, _record_name(shard["key"], record), text, common)

@@ -49,7 +49,7 @@ class _Lines:
 class CsvSource(FileSource):
     """Rows of CSV files; a quoted field may hold line ends.
 
-    text_field, id_field, meta_fields: names in the header; the id must be unique in its file.
+    text_field, id_field, meta_fields: names in the header; the id stands before the row number in ours.
     delimiter: one character; a tab is taken for names that end in .tsv.
     """
 
@@ -105,4 +105,5 @@ class CsvSource(FileSource):
         values = dict(zip(header, row))
         record = values.get(self.id_field) if self.id_field else None
         meta = {field: values.get(field) for field in self.meta_fields}
-        return self.document(shard, record or number, values[self.text_field], row=number, **meta)
+        name = f"{record}@{number}" if record else number
+        return self.document(shard, name, values[self.text_field], row=number, **meta)

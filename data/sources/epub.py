@@ -135,7 +135,7 @@ class EpubSource(FileSource):
     per_chapter: bool = False
 
     suffixes: ClassVar[tuple[str, ...]] = (".epub",)
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     files_per_shard: ClassVar[int] = 16
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,

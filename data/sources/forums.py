@@ -58,14 +58,16 @@ class DiscourseSource(FileSource):
             yield self.drop(shard, None, "bad_json", value=f"{type(error).__name__}: {error}"[:200])
             return
         turns: list[Turn] = []
+        seen: set[str] = set()
         for number, post in enumerate(posts):
             reason, turn = _discourse_post(post, number)
-            if turn is None:
-                yield self.drop(shard, f"post-{number}", reason)
+            if turn is None or turn.id in seen:
+                yield self.drop(shard, f"post-{number}", reason or "repeated_id")
             elif len(turns) >= MAX_TURNS:
                 yield self.drop(shard, f"post-{number}", "beyond_max_turns", threshold=MAX_TURNS)
             else:
                 turns.append(turn)
+                seen.add(turn.id)
         title = str(topic.get("title") or "")
         if not turns:
             yield self.drop(shard, None, "empty_text", records=0)
@@ -94,7 +96,7 @@ def _discourse_post(post: Any, number: int) -> tuple[str, Turn | None]:
     if not text:
         return "empty_text", None
     return "", Turn(
-        str(post.get("id", number)),
+        str(post.get("id") or f"#{number}"),
         str(post.get("username") or "someone"),
         text,
         0,
@@ -142,7 +144,7 @@ class MboxSource(FileSource):
             for thread, messages, count in groups.groups(MAX_TURNS):
                 for extra in range(len(messages), count):
                     yield self.drop(shard, f"{thread}-message-{extra}", "beyond_max_turns", threshold=MAX_TURNS)
-                yield self._document(shard, messages)
+                yield from self._thread(shard, messages)
 
     def _messages(self, stream: Any) -> Iterator[tuple[int, bytes | int]]:
         """(offset, message or its size where it is too large)."""
@@ -195,6 +197,14 @@ class MboxSource(FileSource):
             "text": body,
             "offset": offset,
         }
+
+    def _thread(self, shard: Mapping[str, Any], messages: list[dict[str, Any]]) -> Iterator[Document | Dropped]:
+        """The thread; of messages with one id, as lists get when they are sent to two addresses, the first counts."""
+        by_id: dict[str, dict[str, Any]] = {}
+        for message in messages:
+            if by_id.setdefault(message["id"], message) is not message:
+                yield self.drop(shard, message["offset"], "repeated_id", value=message["id"])
+        yield self._document(shard, list(by_id.values()))
 
     def _document(self, shard: Mapping[str, Any], messages: list[dict[str, Any]]) -> Document | Dropped:
         first = messages[0]

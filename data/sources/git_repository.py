@@ -51,7 +51,7 @@ class GitSource:
     max_repository_bytes: int = 1 << 30
     cache: str = "~/.cache/sluice/git"
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     code_modules: ClassVar[tuple[str, ...]] = tuple(
         f"data.sources.{name}"
         for name in ("base", "git_repository", "git_objects", "jsonl", "licences", "notebooks", "source_code")

@@ -32,7 +32,7 @@ class HfDatasetSource:
     licence: str | None = None
     language: str | None = None
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     code_modules: ClassVar[tuple[str, ...]] = ("data.sources.hf_datasets", "data.sources.base")
     libraries: ClassVar[tuple[str, ...]] = ()
 

@@ -194,7 +194,7 @@ class JatsSource(FileSource):
     """JATS articles: folders of .nxml and .xml files, and the tars in which PubMed Central packs them."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".nxml", ".xml", ".tar", ".tgz")
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     files_per_shard: ClassVar[int] = 32
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,

@@ -54,7 +54,7 @@ class JsonlSource(FileSource):
     """JSON Lines.
 
     text_field: where the text is; dots reach into objects.
-    id_field: the record's own id, used in ours instead of the byte offset; it must be unique in its file.
+    id_field: the record's own id, used in ours before the byte offset.
     meta_fields: fields carried into meta under their own names.
     split_bytes: target bytes of a shard of a plain local file.
     """
@@ -99,7 +99,7 @@ class JsonlSource(FileSource):
             return self.drop(shard, offset, reason, text=line[:300].decode("utf-8", "replace"))
         own = lookup(record, self.id_field) if self.id_field else None
         text = lookup(record, self.text_field)
-        name = offset if own is None else own
+        name = offset if own is None else f"{own}@{offset}"
         meta = {field: lookup(record, field) for field in self.meta_fields}
         if text is None:
             return self.drop(shard, name, "no_text_field", value=self.text_field)

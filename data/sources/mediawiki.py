@@ -102,7 +102,7 @@ class MediaWikiSource(FileSource):
     libraries: ClassVar[tuple[str, ...]] = ("lxml", "mwparserfromhell")
 
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
-        """One document a page: its newest revision in the file."""
+        """One document a page: its newest revision in the file. A page moved while a dump is made may come twice."""
         for offset, record in cut_records(stream, "page", self.limits):
             if isinstance(record, int):
                 yield self.too_large(shard, offset, record)
@@ -115,7 +115,7 @@ class MediaWikiSource(FileSource):
             yield self._page(shard, offset, page)
 
     def _page(self, shard: Mapping[str, Any], offset: int, page: Any) -> Document | Dropped:
-        title, number = text_of(child(page, "title")), text_of(child(page, "id")) or str(offset)
+        title, number = text_of(child(page, "title")), f"{text_of(child(page, 'id')) or 'page'}@{offset}"
         namespace = text_of(child(page, "ns")) or "0"
         revisions = [inner for inner in page if inner.tag.rpartition("}")[2] == "revision"] if len(page) else []
         revision = revisions[-1] if revisions else None

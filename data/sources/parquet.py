@@ -23,7 +23,7 @@ PAGE_RECORDS = 16  # a page may be as large as this many of the largest records:
 class ParquetSource(FileSource):
     """Rows of Parquet files.
 
-    text_field, id_field, meta_fields: column names; the id must be unique in its file, the row number is used without.
+    text_field, id_field, meta_fields: column names; the id stands before the row number in ours.
     row_groups_per_shard: row groups that one worker reads.
     batch_rows: rows turned into Python objects at once.
     """
@@ -108,7 +108,8 @@ class ParquetSource(FileSource):
                 raise BombError(f"a page of {page} bytes, limit {limit} ({PAGE_RECORDS} times max_record_bytes)")
 
     def _document(self, shard: Mapping[str, Any], row: int, values: Mapping[str, Any]) -> Document | Dropped:
-        name = values[self.id_field] if self.id_field and values[self.id_field] is not None else row
+        own = values[self.id_field] if self.id_field else None
+        name = row if own is None else f"{own}@{row}"
         text = values[self.text_field]
         if isinstance(text, bytes):
             try:

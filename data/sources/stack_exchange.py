@@ -103,24 +103,27 @@ class StackExchangeSource(FileSource):
         if local_name(element) != "row" or "Id" not in row or (kind == ANSWER and "ParentId" not in row):
             return self.drop(shard, offset, "missing_attribute")
         if kind not in (QUESTION, ANSWER):
-            return self.drop(shard, row["Id"], POST_TYPES.get(kind, "unknown_post_type"), value=kind)
+            return self.drop(shard, f"{row['Id']}@{offset}", POST_TYPES.get(kind, "unknown_post_type"), value=kind)
         if self.min_score is not None and _score(row) < self.min_score:
-            return self.drop(shard, row["Id"], "low_score", value=_score(row), threshold=self.min_score)
-        return row
+            return self.drop(shard, f"{row['Id']}@{offset}", "low_score", value=_score(row), threshold=self.min_score)
+        return {**row, "offset": str(offset)}
 
     def _thread(
         self, shard: Mapping[str, Any], parent: str, rows: list[dict[str, str]], count: int
     ) -> Iterator[Document | Dropped]:
         for extra in range(len(rows), count):
             yield self.drop(shard, f"{parent}-post-{extra}", "beyond_max_answers", threshold=self.max_answers)
+        by_id: dict[str, dict[str, str]] = {}
+        for row in rows:
+            if by_id.setdefault(row["Id"], row) is not row:
+                yield self._drop_row(shard, row, "repeated_id")
+        rows = list(by_id.values())
         questions = [row for row in rows if row["PostTypeId"] == QUESTION]
         answers = [row for row in rows if row["PostTypeId"] == ANSWER]
         if not questions:
             for row in answers:
-                yield self.drop(shard, row["Id"], "question_missing", value=parent)
+                yield self._drop_row(shard, row, "question_missing", value=parent)
             return
-        for row in questions[1:]:
-            yield self.drop(shard, f"{row['Id']}-again", "repeated_id")
         question = questions[0]
         if len(answers) < self.min_answers:
             yield self.drop(
@@ -138,8 +141,11 @@ class StackExchangeSource(FileSource):
         )
         left_out, answers = answers[self.max_answers :], answers[: self.max_answers]
         for row in left_out:
-            yield self.drop(shard, row["Id"], "beyond_max_answers", threshold=self.max_answers)
+            yield self._drop_row(shard, row, "beyond_max_answers", threshold=self.max_answers)
         yield self._document(shard, parent, question, answers)
+
+    def _drop_row(self, shard: Mapping[str, Any], row: dict[str, str], reason: str, **values: Any) -> Dropped:
+        return self.drop(shard, f"{row['Id']}@{row['offset']}", reason, **values)
 
     def _document(
         self, shard: Mapping[str, Any], parent: str, question: dict[str, str], answers: list[dict[str, str]]

@@ -106,7 +106,7 @@ class TwitterSource(FileSource):
     min_turns: int = 1
 
     suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl", ".ndjson", ".js")
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         *(f"data.sources.{name}" for name in ("twitter", "dialogue", "grouping", "jsonl")),
@@ -208,6 +208,7 @@ class TwitterSource(FileSource):
 
     def _document(self, shard: Mapping[str, Any], posts: list[tuple[dict[str, Any], int]]) -> Document | Dropped:
         root = posts[0][0]
+        name = f"{root['id']}@{root['conversation']}" if root["conversation"] else root["id"]
         turns = []
         for post, depth in posts:
             text = post["text"] if self.keep_handles else LEADING_NAMES.sub("", post["text"])
@@ -215,12 +216,12 @@ class TwitterSource(FileSource):
                 turns.append(Turn(post["id"], post["author"], text.strip(), depth, post["likes"]))
         if len(posts) < self.min_turns or not turns:
             reason = "too_few_turns" if turns else "empty_text"
-            return self.drop(shard, root["id"], reason, value=len(posts), threshold=self.min_turns, records=len(posts))
+            return self.drop(shard, name, reason, value=len(posts), threshold=self.min_turns, records=len(posts))
         alone = len({turn.speaker for turn in turns}) == 1 and self.form == "text"
         text = "\n\n".join(turn.text for turn in turns) if alone else turns_text(turns)
         return self.document(
             shard,
-            root["id"],
+            name,
             text,
             date=root["date"],
             language=root["language"],

@@ -95,7 +95,7 @@ class WarcSource(FileSource):
     statuses: tuple[int, ...] = (200,)
 
     suffixes: ClassVar[tuple[str, ...]] = (".warc", ".wet", ".wat", ".arc")
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         "data.sources.warc",
