@@ -366,7 +366,8 @@ def test_mediawiki_pages(tmp_path: Path) -> None:
     documents, drops = read(MediaWikiSource(name="w", paths=(str(tmp_path),), language="eo"))
     assert [d.meta["title"] for d in documents] == ["Paris", "Last"]
     assert documents[0].text == "# Paris\n\nParis is in the republic.\n\n## History\n\n- old & new"
-    assert documents[0].id == "w:dump.xml.bz2:7@" + str(WIKI.index("<page>")) and documents[0].meta["date"] == "2024-01-02T03:04:05Z"
+    assert documents[0].id == f"w:dump.xml.bz2:7@{WIKI.index('<page>')}"
+    assert documents[0].meta["date"] == "2024-01-02T03:04:05Z"
     assert reasons(drops) == {"redirect": 1, "other_namespace": 1, "bad_xml": 1}
 
 
