@@ -188,7 +188,8 @@ def _write_records(path: Path, ids: np.ndarray, weights: np.ndarray | None) -> d
 
 
 def _mapped(path: Path, dtype: str) -> np.ndarray:
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+    """A file as an array; not as np.memmap, whose slices cost four times as much to make."""
+    return np.asarray(np.memmap(path, dtype, "r")) if path.stat().st_size else np.empty(0, dtype)
 
 
 def _write_index(path: Path, table: pa.Table, header: dict[str, Any]) -> None:

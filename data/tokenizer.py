@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ from data.tokenizer_sample import (
     sample_texts,
     training_chunks,
 )
+from data.tokenizer_words import WordMemory, split_at_spaces
 
 VERSION = 1
 LIBRARIES = ("py3langid", "sentencepiece", "tokenizers")
@@ -42,6 +43,7 @@ CODE_MODULES = (
     "data.tokenizer_config",
     "data.tokenizer_json",
     "data.tokenizer_sample",
+    "data.tokenizer_words",
 )
 
 MODEL_FILE = "tokenizer.model"
@@ -50,8 +52,6 @@ MODEL_FILE = "tokenizer.model"
 SCORE_GRID = 1 / 64
 WORD_END = re.compile("[^ ] ")
 LONG_TEXT = 1 << 16  # characters: SentencePiece is given longer texts in parts, since its memory grows with length
-WORDS = re.compile(" *[^ ]+| +")  # spaces and what follows them: pieces have spaces at their beginning only
-REMEMBERED_CHARS = 8 << 20  # of distinct words whose ids a tokenizer keeps before it starts anew (about 100 MB)
 
 
 class Tokenizer(Protocol):
@@ -113,8 +113,7 @@ class SentencePieceTokenizer:
     def __init__(self, model: bytes):
         self._model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self._ids_of: dict[str, bytes] = {}
-        self._remembered = 0
+        self._words = WordMemory(split_at_spaces, self._encode_words)
         self.vocab_size: int = self._processor.vocab_size()
         self.bos_id: int = self._processor.bos_id()
         self.eos_id: int = self._processor.eos_id()
@@ -132,26 +131,17 @@ class SentencePieceTokenizer:
         No piece crosses from a word to the space after it, so words are encoded apart. BPE slows down with the length
         of a text, so each distinct word is encoded once and remembered. Unigram does not and takes texts as they are.
         """
-        return self._encode_words(texts) if self._bpe else self._encode_texts(texts)
+        return self._words.encode_batch(texts) if self._bpe else self._encode_texts(texts)
 
-    def _encode_words(self, texts: Sequence[str]) -> list[np.ndarray]:
-        words = [WORDS.findall(text) for text in texts]
-        if self._remembered > REMEMBERED_CHARS:
-            self._ids_of, self._remembered = {}, 0
-        ids_of = self._ids_of  # held here, so that another thread may start a new one
-        new = [word for word in set().union(*words) if word not in ids_of]
-        self._remembered += sum(map(len, new))
-        for word, ids in zip(new, self._processor.encode(new, num_threads=1, return_type="numpy")):
-            ids_of[word] = ids.tobytes()
-        return [np.frombuffer(b"".join(map(ids_of.__getitem__, text_words)), np.uint32) for text_words in words]
+    def _encode_words(self, words: list[str]) -> list[np.ndarray]:
+        return self._processor.encode(words, num_threads=1, return_type="numpy")
 
     def _encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Arrays come straight from SentencePiece: lists of ids would cost a quarter of the time."""
-        parts = [[text] if len(text) <= LONG_TEXT else list(word_chunks(text)) for text in texts]
-        flat = [part for pieces in parts for part in pieces]
-        ids = iter(self._processor.encode(flat, num_threads=1, return_type="numpy"))
-        found = [next(ids) if len(pieces) == 1 else np.concatenate([next(ids) for _ in pieces]) for pieces in parts]
-        return [one.view(np.uint32) for one in found]
+        """Arrays come straight from SentencePiece: lists of ids would cost a quarter of the time, a batch a thread."""
+        encode = partial(self._processor.encode, return_type="numpy")
+        parts = ([text] if len(text) <= LONG_TEXT else word_chunks(text) for text in texts)
+        found = [[encode(part) for part in pieces] for pieces in parts]
+        return [(ids[0] if len(ids) == 1 else np.concatenate(ids)).view(np.uint32) for ids in found]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""

@@ -13,21 +13,12 @@ from typing import Literal
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from data.tables import atomic_path, write_json
+from data.tokenizer_words import split_pattern
 
 BYTES = 256
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"  # ids 0, 1 and 2
 Digits = Literal["single", "threes", "free"]
 Whitespace = Literal["runs", "single"]
-
-
-def split_pattern(digits: Digits, whitespace: Whitespace) -> str:
-    """How text is cut: a word with the space or mark before it, digits, marks with line ends after them, white space.
-
-    Combining marks belong to words, so that scripts that write vowels with them are not cut inside a syllable.
-    """
-    number = {"single": r"\p{N}", "threes": r"\p{N}{1,3}", "free": r"\p{N}+"}[digits]
-    blank = {"runs": r"\s*[\r\n]+|\s+(?!\S)|\s+", "single": r"\s"}[whitespace]
-    return rf"[^\r\n\p{{L}}\p{{M}}\p{{N}}]?[\p{{L}}\p{{M}}]+|{number}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{blank}"
 
 
 def train_byte_bpe(

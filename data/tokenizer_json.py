@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer as Backend
 
 from data.tables import atomic_path, write_json
 from data.tokenizer_bytes import piece_bytes
+from data.tokenizer_words import WordMemory, byte_level_split, is_assigned
 
 if TYPE_CHECKING:
     from data.tokenizer import Tokenizer
@@ -61,7 +63,10 @@ class JsonTokenizer:
         self.bos_id: int = _first(self._special("bos_token"), self.eos_id)
         self.pad_id: int = _first(self._special("pad_token"), self.eos_id)
         self._added = self._backend.get_added_tokens_decoder()
-        self._byte_level = "ByteLevel" in json.dumps(json.loads(self._text).get("decoder"))
+        spec = json.loads(self._text)
+        self._byte_level = "ByteLevel" in json.dumps(spec.get("decoder"))
+        split = byte_level_split(spec)
+        self._words = WordMemory(split, self._encode_texts) if split else None
         self.vocab_size: int = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
 
     def encode(self, text: str) -> list[int]:
@@ -69,7 +74,15 @@ class JsonTokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of many texts, uint32."""
+        """The ids of many texts, uint32: by their words where this tokenizer's words are known."""
+        if self._words is None:
+            return self._encode_texts(texts)
+        by_words = [is_assigned(text) for text in texts]
+        known = iter(self._words.encode_batch(list(compress(texts, by_words))))
+        others = iter(self._encode_texts([text for text, known_chars in zip(texts, by_words) if not known_chars]))
+        return [next(known if known_chars else others) for known_chars in by_words]
+
+    def _encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encoded]
 

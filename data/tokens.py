@@ -26,7 +26,7 @@ from data.tokenize import token_dtype, tokenize
 from data.tokenizer import Tokenizer, load_tokenizer
 
 VERSION = 2
-LIBRARIES = ("array_record", "py3langid", "pyarrow", "sentencepiece", "tokenizers")
+LIBRARIES = ("array_record", "py3langid", "pyarrow", "regex", "sentencepiece", "tokenizers")
 CODE_MODULES = (
     "data.clean.language",
     "data.languages",
@@ -34,11 +34,14 @@ CODE_MODULES = (
     "data.tokenizer_bytes",
     "data.tokenizer_json",
     "data.tokenizer_sample",
+    "data.tokenizer_words",
     "data.chat_tokens",
     "data.tokenize",
     "data.token_shards",
     "data.tokens",
 )
+
+WRITE_BUFFER = 1 << 20  # bytes: documents are of some kilobytes
 
 
 def tokenize_stage(
@@ -107,10 +110,10 @@ def _load_encoders(folder: str, files: tuple[tuple[str, int], ...]) -> tuple[Tok
 def _write_run(run: Path, rows: list[tuple[str, str, int, str, Any]], dtype: np.dtype) -> None:
     table, start = [], 0
     weighted = any(row[4].loss_weights is not None for row in rows)
-    with (run / "ids.bin").open("wb") as ids_file, (run / "weights.bin").open("wb") as weights_file:
+    with (run / "ids.bin").open("wb", WRITE_BUFFER) as ids_file, (run / "weights.bin").open("wb") as weights_file:
         for split, source, key, doc_id, tokens in rows:
             count = len(tokens.ids)
-            ids_file.write(tokens.ids.tobytes())
+            ids_file.write(tokens.ids.data)
             if weighted:
                 weights = np.ones(count, "<f4") if tokens.loss_weights is None else tokens.loss_weights
                 weights_file.write(weights.tobytes())

@@ -51,7 +51,7 @@ print(time.perf_counter() - begin)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mb", type=float, default=12, help="text, MB")
+    parser.add_argument("--mb", type=float, default=24, help="text, MB")
     parser.add_argument("--vocab-size", type=int, default=8192)
     options = parser.parse_args()
     os.environ["RAYON_NUM_THREADS"] = "1"  # of each of our processes: read when `tokenizers` first encodes
