@@ -14,7 +14,7 @@ import numpy as np
 
 from data.loader import LoaderConfig, check_whole, process_rows
 from data.pack import Plan, plan_rows
-from data.rows import Batch, RowMaker, checked, empty_batch
+from data.rows import Batch, RowMaker, adapter_numbers, checked, empty_batch
 from data.token_reader import TokenReader, open_tokens
 from data.tokenizer import Tokenizer
 
@@ -49,9 +49,12 @@ class HeldOutRows:
 
     def batches(self) -> Iterator[Batch]:
         """This process's rows of each global batch, in order; the last batch is filled up with padding rows."""
-        maker = RowMaker(self.reader, self.source, self.plan)
+        adapters = self.config.adapters
+        number = adapter_numbers(adapters, [self.source], others=-1).get(self.source)  # the base, where none learns it
+        maker = RowMaker(self.reader, self.source, self.plan, number)
         for first in range(0, self.num_rows, self.config.global_batch_size):
-            batch = empty_batch(len(self.rows), self.config.seq_len, self.reader.header["pad_id"])
+            pad = self.reader.header["pad_id"]
+            batch = empty_batch(len(self.rows), self.config.seq_len, pad, adapters=bool(adapters))
             for place, row in enumerate((first + self.rows).tolist()):
                 if row < self.num_rows:
                     maker.fill(batch, place, row)

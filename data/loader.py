@@ -23,7 +23,7 @@ from data.loader_stats import LoaderStats, RowInfo, SourceStats
 from data.mixture import Mixture
 from data.pack import Packing, Plan, cached_plan
 from data.row_order import RowOrder
-from data.rows import Batch, RowMaker, checked, empty_batch
+from data.rows import Batch, RowMaker, adapter_names, adapter_numbers, checked, empty_batch
 from data.token_reader import SourceIndex, TokenReader, open_tokens
 from data.tokenizer import Tokenizer
 from data.weights import EpochCap, Phases, Weights, capped, check_weights, weight_phases
@@ -41,6 +41,7 @@ class LoaderConfig:
         that pairs leave out is not used. See data.weights for how languages are named.
     changes: a curriculum: (step, weights) pairs, each in force from its step on.
     epoch_cap: how often a source may be seen at most in the run. A run with either keeps its batch size and seq_len.
+    adapters: (source, name of its adapter) pairs, sources named as in weights; empty: one adapter for all, or none.
     skip: ranges [start, stop) of global row numbers that keep their place with loss weight 0.
     prefetch: batches made ahead; cache_bytes: of decoded records kept. Neither changes any batch.
     """
@@ -51,6 +52,7 @@ class LoaderConfig:
     weights: Weights = ()
     changes: tuple[tuple[int, Weights], ...] = ()
     epoch_cap: EpochCap | None = None
+    adapters: tuple[tuple[str, str], ...] = ()
     skip: tuple[tuple[int, int], ...] = ()
     seed: int = 0
     prefetch: int = 2
@@ -80,7 +82,9 @@ class Loader:
         weights = phases[0][1]
         total = sum(weights.values())
         self._sources = [source for source in plans if any(source in shares for _, shares in phases)]
-        self._makers = [RowMaker(reader, source, plans[source]) for source in self._sources]
+        self.adapters = adapter_names(config.adapters)  # in the order of their numbers
+        numbers = adapter_numbers(config.adapters, self._sources)
+        self._makers = [RowMaker(reader, source, plans[source], numbers.get(source)) for source in self._sources]
         self._orders = [RowOrder(plans[source], source, config.seed) for source in self._sources]
         by_place = [(first, [shares.get(source, 0.0) for source in self._sources]) for first, shares in phases]
         self._mixture = Mixture(by_place, self._orders)
@@ -130,7 +134,7 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """This process's rows of the global batch of `step` (counted from 0): [B / P, T] arrays."""
         rows = self._global_rows(step)[self._rows]
-        batch = empty_batch(len(rows), self.config.seq_len, self._reader.header["pad_id"])
+        batch = empty_batch(len(rows), self.config.seq_len, self._reader.header["pad_id"], adapters=bool(self.adapters))
         for place, (source, _, plan_row) in enumerate(self._located(rows)):
             self._makers[source].fill(batch, place, plan_row)
         for start, stop in self.config.skip:

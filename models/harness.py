@@ -93,7 +93,9 @@ class HarnessLM(TemplateLM):
             context = self.decoder.config.embedding.max_positions or self.scorer.config.window
             kept = max(1, context - config.max_new_tokens)
             prompts = [self.tok_encode(requests[number].args[0])[-kept:] for number in numbers]
-            for number, text in zip(numbers, generate_texts(self.decoder, self.tokenizer, prompts, config)):
+            adapters = [self.scorer.adapter] * len(prompts)
+            answers = generate_texts(self.decoder, self.tokenizer, prompts, config, adapters)
+            for number, text in zip(numbers, answers):
                 texts[number] = text
         return texts
 

@@ -46,7 +46,8 @@ class LoRA:
     et al. 2024; "pissa_fast" finds them by subspace iteration), "loftq" the error of quantisation (Li et al. 2023).
     bias: which biases are trained: none, all, or those of the targets. also_train: patterns of other parameters that
     are trained whole. tie_embedding: the adapter of a tied table acts where it embeds and where it makes logits;
-    otherwise "embedding" and "lm_head" are two targets, as in PEFT. names: one for every adapter.
+    otherwise "embedding" and "lm_head" are two targets, as in PEFT. names: one for every adapter; several train
+    in one run where each row of the data chooses one (`data.loader.LoaderConfig.adapters`).
     """
 
     targets: str | tuple[str, ...] = ("q", "v")

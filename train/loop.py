@@ -69,7 +69,7 @@ def train(
     check_sizes(config, tokenizer.vocab_size)
     places = rows_here(batch_sharding(mesh), batch_size)  # of a batch, on this process's devices
     loader = open_loader(dataset, config.loader, tokenizer=tokenizer, rows=places)
-    config.objective.check(config.lora, paired=loader.paired)
+    config.objective.check(config.lora, paired=loader.paired, adapters=loader.adapters)
 
     # ---- model, optimizer, step --------------------------------------------------------------------------------------
     graphdef, axes, placements = describe_model(config.model, mesh, config.tuning)  # axes: of what is trained

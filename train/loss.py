@@ -44,7 +44,8 @@ def next_token_objective(
 
 def next_token_nats(model: CausalLM, batch: Batch, *, vocab_chunk: int | None = None) -> Float[Array, ""]:
     """Nats of all targets of a batch, whatever their loss weight."""
-    hidden_BTD = model(batch["inputs"], batch["segment_ids"], batch["positions"])
+    rows = RowContext.of_batch(batch)
+    hidden_BTD = model(batch["inputs"], batch["segment_ids"], batch["positions"], rows=rows)
     softcap = model.config.embedding.logit_softcap
     nll_BT, _ = token_losses(
         hidden_BTD, model.output_kernel(), batch["targets"], vocab_chunk=vocab_chunk, softcap=softcap

@@ -51,12 +51,12 @@ class MaskedLM:
         """(model, batch) -> an estimate of the nats of all its tokens."""
         return partial(masked_nats, settings=self, vocab_chunk=options.vocab_chunk)
 
-    def check(self, lora: LoRA | None, *, paired: bool) -> None:
+    def check(self, lora: LoRA | None, *, paired: bool, adapters: tuple[str, ...] = ()) -> None:
         """ValueError where the data or the adapters are not for this objective."""
         if paired:
             raise ValueError("the data are preferences (chosen, rejected): set objective=Preference()")
-        if lora is not None:
-            raise ValueError("objective=MaskedLM() trains whole encoders: set lora=None")
+        if lora is not None or adapters:
+            raise ValueError("objective=MaskedLM() trains whole encoders: set lora=None and loader.adapters=()")
 
 
 def masked_objective(

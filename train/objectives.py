@@ -2,7 +2,7 @@
 
 A value has a property and three methods: `draws` says that rows need keys of their own, `make(options)` gives the
 function that `make_train_step` takes, `nats(options)` the one that held-out bits per byte come from, and
-`check(lora, paired)` refuses data and adapters that it cannot be computed from.
+`check(lora, paired, adapters)` refuses data and adapters that it cannot be computed from.
 """
 
 from dataclasses import dataclass
@@ -28,17 +28,27 @@ class NextToken:
         """(model, batch) -> nats of all its tokens."""
         return partial(next_token_nats, vocab_chunk=options.vocab_chunk)
 
-    def check(self, lora: LoRA | None, *, paired: bool) -> None:
-        """ValueError where the data are preferences, whose rejected answers would be learned too; as `one_adapter`."""
-        one_adapter(lora)
+    def check(self, lora: LoRA | None, *, paired: bool, adapters: tuple[str, ...] = ()) -> None:
+        """ValueError where the data are preferences, whose rejected answers would be learned too; as of the next."""
+        check_adapters(lora, adapters)
         if paired:
             raise ValueError("the data are preferences (chosen, rejected): set objective=Preference()")
 
 
-def one_adapter(lora: LoRA | None) -> None:
-    """ValueError for several adapters: no row of the loader's batches chooses one, so the first alone would learn."""
-    if lora is not None and len(lora.names) > 1:
+def check_adapters(lora: LoRA | None, adapters: tuple[str, ...]) -> None:
+    """ValueError where the adapters that rows choose (`Loader.adapters`) are not those that are trained.
+
+    Without a choice the first alone would learn; and what several share, biases and whole parameters, would be changed
+    by the rows of all of them.
+    """
+    names = () if lora is None else lora.names
+    if adapters != names and (adapters or len(names) > 1):
         raise ValueError(
-            f"lora.names={lora.names}: a run trains one adapter; train each in a run of its own, over the same "
-            "init_from, and put them together where they are used (models.generate --adapter NAME=DIR)"
+            f"lora.names={names}, and loader.adapters names {adapters}: for several adapters in one run give both, in "
+            "the same order, loader.adapters=(('source', 'name'), ...); for one, neither"
+        )
+    if lora is not None and len(names) > 1 and (lora.bias != "none" or lora.also_train):
+        raise ValueError(
+            f"lora.names={names} with bias={lora.bias!r}, also_train={lora.also_train}: these belong to the base, "
+            "which several adapters share; train each adapter in a run of its own"
         )

@@ -83,6 +83,8 @@ def describe_run(config: Config, mesh: Mesh | AbstractMesh) -> AbstractRun:
     )
     shape = (loader.global_batch_size, loader.seq_len)
     dtypes = dict.fromkeys(("inputs", "targets", "segment_ids", "positions"), jnp.int32) | {"loss_weights": jnp.float32}
+    if loader.adapters:
+        dtypes["adapter_ids"] = jnp.int32
     batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, dtype in dtypes.items()}
     return AbstractRun(train_step=train_step, state=state, batch=batch)
 

@@ -19,7 +19,7 @@ from models.lora import CHANGES_BASE, LoRA
 from models.rows import RowContext
 from models.transformer import CausalLM
 from train.loss import Batch, next_token_nats, token_losses
-from train.objectives import one_adapter
+from train.objectives import check_adapters
 from train.step import TrainConfig
 
 
@@ -55,9 +55,9 @@ class Preference:
         """(model, batch) -> nats of all its tokens."""
         return partial(next_token_nats, vocab_chunk=options.vocab_chunk)
 
-    def check(self, lora: LoRA | None, *, paired: bool) -> None:
+    def check(self, lora: LoRA | None, *, paired: bool, adapters: tuple[str, ...] = ()) -> None:
         """ValueError where the data are no preferences, or the base is not there as it was."""
-        one_adapter(lora)
+        check_adapters(lora, adapters)
         if not paired:
             raise ValueError("objective=Preference() needs preferences: chats with a chosen and a rejected answer")
         if lora is None or lora.bias != "none" or lora.also_train or lora.init in CHANGES_BASE:

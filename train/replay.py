@@ -26,6 +26,7 @@ from data.tables import read_documents
 from models.command import run_command
 from models.encoder import EncoderConfig
 from models.extend import load_extended
+from models.rows import RowContext
 from models.sharding import MeshConfig, batch_sharding, make_mesh
 from train.checkpoint import Checkpoints
 from train.config import Config
@@ -141,7 +142,8 @@ def document_losses(
     @jax.jit
     def nats(params: Any, batch: Any) -> jax.Array:
         model = merge(graphdef, params)
-        hidden_BTD = model(batch["inputs"], batch["segment_ids"], batch["positions"])
+        rows = RowContext.of_batch(batch)
+        hidden_BTD = model(batch["inputs"], batch["segment_ids"], batch["positions"], rows=rows)
         return token_losses(
             hidden_BTD,
             model.output_kernel(),

@@ -107,6 +107,31 @@ def test_one_process_scores_with_the_base_and_answers_with_an_adapter(shared: tu
 
 
 @pytest.mark.slow
+def test_every_document_of_a_file_names_its_adapter(
+    shared: tuple[Path, LoadedCheckpoint], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, loaded = shared
+    names = [NAMES[i % 3] for i in range(len(TEXTS))]
+    lines: list[dict] = [{"text": text, "adapter": name} for text, name in zip(TEXTS, names)]
+    lines.append({"id": "rest", "text": TEXTS[0]})  # that of --use
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    both = [part for name in NAMES[:2] for part in ("--adapter", f"{name}={folder / name}")]
+    command = ["--checkpoint", str(folder / "base"), *both, "--input", str(tmp_path / "texts.jsonl")]
+    assert score.run([*command, "--use", "chats"]) == 0
+    found = [json.loads(line)["nats"] for line in capsys.readouterr().out.splitlines()[:-1]]
+    for place, (text, name) in enumerate(zip([*TEXTS, TEXTS[0]], [*names, "chats"])):
+        (expected,), _ = Scorer(alone(folder, name), loaded.tokenizer).score([text])
+        assert found[place] == pytest.approx(expected, rel=1e-4)
+    for wrong, line in (
+        (5, "line 1: adapter=5; expected a name, or 'base'"),
+        ("poems", "no adapter is called 'poems'"),
+    ):
+        (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "x", "adapter": wrong}))
+        with pytest.raises(ValueError, match=line):
+            score.run(command)
+
+
+@pytest.mark.slow
 def test_commands_take_adapters_by_name(
     shared: tuple[Path, LoadedCheckpoint], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

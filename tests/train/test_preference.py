@@ -143,8 +143,12 @@ def test_objectives_refuse_the_other_ones_data() -> None:
     with pytest.raises(ValueError, match="the data are preferences"):
         NextToken().check(None, paired=True)
     for objective, paired in ((NextToken(), False), (Preference(), True)):
-        with pytest.raises(ValueError, match=r"lora.names=\('a', 'b'\): a run trains one adapter"):
-            objective.check(LoRA(names=("a", "b")), paired=paired)
+        for lora, adapters in ((LoRA(names=("a", "b")), ()), (LoRA(), ("a",)), (None, ("a", "b"))):
+            with pytest.raises(ValueError, match="for several adapters in one run give both, in the same order"):
+                objective.check(lora, paired=paired, adapters=adapters)
+        with pytest.raises(ValueError, match="these belong to the base, which several adapters share"):
+            objective.check(LoRA(names=("a", "b"), bias="all"), paired=paired, adapters=("a", "b"))
+        objective.check(LoRA(names=("a", "b")), paired=paired, adapters=("a", "b"))
     with pytest.raises(ValueError, match="needs preferences"):
         Preference().check(LoRA(), paired=False)
     for lora in (None, LoRA(bias="all"), LoRA(also_train=("final_norm",)), LoRA(init="pissa")):
