@@ -33,9 +33,11 @@ from data.engine_ray import Ray
 from data.folders import PUBLISHED, STAGES, Step, publish, run_step, say
 from data.keys import KEY_DIGITS, library_versions, plain
 from data.manifest import FORMAT, MANIFEST, damaged_file, list_sizes, read_manifest
+from data.sources.remote import is_remote
 from data.sources.source import Source
 from data.stage import NOT_IN_KEY, Stage
 from data.steps import dropped_step, read_step, stage_step, token_steps
+from data.store import STORE_NOTE, Store, at_hand, find_dataset, mirror_folder
 from data.tables import LIBRARIES as TABLE_LIBRARIES
 from data.tables import write_json
 from data.tokenizer import LIBRARIES as TOKENIZER_LIBRARIES
@@ -48,7 +50,9 @@ from data.tokens import LIBRARIES as TOKENS_LIBRARIES
 class DataConfig:
     """A dataset: where from, what is done to it, where to.
 
-    path: the dataset's folder.
+    path: the dataset's folder, or a URL (`gs://`, `s3://`, what fsspec knows) where it is kept (see data.store).
+    work: the folder where a dataset with a URL is worked on, which all machines of a cluster must see; None for one of
+        this machine, below $XDG_CACHE_HOME/sluice (~/.cache).
     sources: what is read; each has a name of its own.
     stages: what is done to the documents, in order (`data.stage.Stage`).
     tokenizer: how the tokenizer is trained, or what writes a ready one; None builds documents only, without tokens.
@@ -69,6 +73,7 @@ class DataConfig:
     split_languages: bool = False
     shard_bytes: int = 64 << 20
     rebuild: bool = field(default=True, metadata=NOT_IN_KEY)
+    work: str | None = field(default=None, metadata=NOT_IN_KEY)
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.sources]
@@ -101,28 +106,38 @@ def build_dataset(config: DataConfig) -> Path:
     Raises ValueError in one line for what a person has to mend: a shard that cannot be read, a full disk, a folder that
     cannot be written, books that do not balance.
     """
-    dataset = Path(config.path)
+    dataset = dataset_folder(config)
+    store = Store(config.path, dataset) if is_remote(config.path) else None
     if not config.rebuild:
+        if store is not None:
+            return find_dataset(config.path, dataset)
         damage = damaged_file(dataset, read_manifest(dataset))
         if damage is not None:
             raise ValueError(f"{dataset}: {damage}; copy the dataset again, or build it with data.rebuild=True")
         return dataset
     steps = plan(config)
     key = dataset_key(steps)
-    if _is_whole(dataset, key):
-        return dataset
+    if _is_whole(dataset, key, store):
+        return dataset if store is None else find_dataset(config.path, dataset)
     with _failures_in_one_line(dataset):
         dataset.mkdir(parents=True, exist_ok=True)
         with (dataset / "build.log").open("a", encoding="utf-8") as log:
             _lock(log)
-            if not _is_whole(dataset, key):  # another process may have built it while this one waited
-                _build(config, dataset, steps, log)
-    return dataset
+            if not _is_whole(dataset, key, store):  # another process may have built it while this one waited
+                _build(config, dataset, steps, log, store)
+    return dataset if store is None else find_dataset(config.path, dataset)
+
+
+def dataset_folder(config: DataConfig) -> Path:
+    """The folder on this machine where the dataset is, or where one with a URL is worked on and read."""
+    if is_remote(config.path):
+        return mirror_folder(config.path) if config.work is None else Path(config.work)
+    return Path(config.path.removeprefix("file://"))
 
 
 def plan(config: DataConfig) -> list[Step]:
     """Every step of a build in order, with its key. Reads nothing but what identifies the input."""
-    dataset = Path(config.path)
+    dataset = dataset_folder(config)
     steps = [read_step(source, config.shard_bytes) for source in config.sources]
     before = list(steps)
     names: list[str] = []
@@ -144,26 +159,32 @@ def dataset_key(steps: Sequence[Step]) -> str:
 
 def document_shards(dataset: Path) -> list[Path]:
     """The shards of a whole dataset's documents, in order."""
+    at_hand(dataset, "documents")
     return sorted((dataset / "documents").glob("*.parquet"))
 
 
-def _build(config: DataConfig, dataset: Path, steps: Sequence[Step], log: TextIO) -> None:
+def _build(config: DataConfig, dataset: Path, steps: Sequence[Step], log: TextIO, store: Store | None) -> None:
     started = time.monotonic()
     for line in _why_again(config, dataset):
         say(log, line)
     (dataset / MANIFEST).unlink(missing_ok=True)  # from here until the end the dataset is not whole
+    if store is not None:
+        (dataset / STORE_NOTE).unlink(missing_ok=True)
+        store.remove([MANIFEST] if store.read(MANIFEST) is not None else [])
     libraries = tuple(name for name in _versions(config) if name != "python")
     with config.engine.session(dataset, libraries) as engine:
         say(log, f"dataset {dataset}: {len(steps)} steps, {config.engine}")
-        records = [run_step(step, dataset, engine, log) for step in steps]
-    publish(dataset, steps)
+        records = [run_step(step, dataset, engine, log, store) for step in steps]
+    links = publish(dataset, steps)
     used = {step.folder for step in steps}
     for folder in sorted((dataset / STAGES).iterdir()):
         if f"{STAGES}/{folder.name}" not in used:
             say(log, f"{folder.name}: removed, the config does not ask for it any more")
             shutil.rmtree(folder)
     write_json(dataset / MANIFEST, _manifest(config, dataset, steps, records))
-    say(log, f"dataset {dataset}: whole after {time.monotonic() - started:.1f} s")
+    if store is not None:
+        store.publish(links, used)
+    say(log, f"dataset {config.path}: whole after {time.monotonic() - started:.1f} s")
 
 
 def _manifest(
@@ -217,7 +238,9 @@ def _why_again(config: DataConfig, dataset: Path) -> list[str]:
     return [f"dataset {dataset}: building what is not up to date: {reason}"]
 
 
-def _is_whole(dataset: Path, key: str) -> bool:
+def _is_whole(dataset: Path, key: str, store: Store | None) -> bool:
+    if store is not None:
+        return store.is_whole(key)
     if not (dataset / MANIFEST).is_file():
         return False
     manifest = read_manifest(dataset)

@@ -205,7 +205,10 @@ class _Cluster:
             return [f"machine {machine} of the cluster does not answer: {' '.join(str(error).split())[:200]}"]
         lines = []
         if not there["sees"]:
-            lines.append(f"machine {machine} does not see {folder}: put the dataset on storage that all machines share")
+            lines.append(
+                f"machine {machine} does not see {folder}: set data.path (or data.work) to a folder on "
+                "storage that all machines share"
+            )
         for name, version in here["versions"].items():
             other = there["versions"][name]
             if other != version:

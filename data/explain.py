@@ -23,12 +23,14 @@ from data.clean.step import Recipe
 from data.document import Document, Drop, Dropped
 from data.features import Features
 from data.manifest import read_manifest
+from data.store import at_hand, find_dataset
 from data.tables import read_documents, read_dropped
 
 
 def explain(dataset: Path, identifier: str) -> str:
     """The life of a document as text. ValueError where the dataset is not whole or never met the document."""
     manifest = read_manifest(dataset)
+    at_hand(dataset, "documents", "stages")
     configs = iter(manifest["config"]["stages"])
     lines: list[str] = []
     before: Document | None = None
@@ -157,11 +159,11 @@ def _place(dataset: Path, identifier: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m data.explain", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--dataset", type=Path, required=True)
+    parser.add_argument("--dataset", required=True, help="its folder, or the URL where it is kept")
     parser.add_argument("document", metavar="DOC_ID", help="the id of a document, kept or dropped")
     arguments = parser.parse_args(argv)
     try:
-        print(explain(arguments.dataset, arguments.document))
+        print(explain(find_dataset(arguments.dataset), arguments.document))
     except ValueError as error:
         sys.exit(f"error: {error}")
 

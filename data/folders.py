@@ -12,12 +12,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from data.engine import Engine
 from data.manifest import damaged_file, list_sizes
+from data.store import Store
 from data.tables import TEMPORARY_SUFFIX, write_json
 
 STAGES = "stages"
@@ -40,8 +42,20 @@ class Step:
         return f"{STAGES}/{self.name}-{self.key}"
 
 
-def run_step(step: Step, dataset: Path, engine: Engine, log: TextIO) -> dict[str, Any]:
-    """Do one step unless its folder is there and undamaged; the record of its stage.json."""
+def run_step(step: Step, dataset: Path, engine: Engine, log: TextIO, store: Store | None = None) -> dict[str, Any]:
+    """Do one step unless its folder is there and undamaged; the record of its stage.json. store: keeps it as well."""
+    if store is None:
+        return _run_step(step, dataset, engine, log, nullcontext())
+    store.take_step(step.folder, step.folder + PARTIAL)
+    keeping = store.keeping(dataset / (step.folder + PARTIAL), step.folder)
+    record = _run_step(step, dataset, engine, log, keeping)
+    store.put_step(step.folder)
+    return record
+
+
+def _run_step(
+    step: Step, dataset: Path, engine: Engine, log: TextIO, keeping: AbstractContextManager[None]
+) -> dict[str, Any]:
     folder = dataset / step.folder
     partial = folder.with_name(folder.name + PARTIAL)
     if folder.is_dir():
@@ -54,7 +68,8 @@ def run_step(step: Step, dataset: Path, engine: Engine, log: TextIO) -> dict[str
     started = time.monotonic()
     partial.mkdir(parents=True, exist_ok=True)
     _remove_temporary(partial)
-    record = step.run(partial, engine)
+    with keeping:
+        record = step.run(partial, engine)
     # Each goes at once, by a rename, and the notes of what is done before what they stand on: whatever a kill here
     # leaves, the step runs well again.
     for name in ("done", "scratch"):
@@ -84,8 +99,8 @@ def kept_shards(folders: Sequence[Path]) -> list[Path]:
     return [path for folder in folders for path in sorted((folder / "kept").glob("*.parquet"))]
 
 
-def publish(dataset: Path, steps: Sequence[Step]) -> None:
-    """Make documents/, dropped/, tokenizer/ and tokens/ anew from the stages' folders."""
+def publish(dataset: Path, steps: Sequence[Step]) -> dict[str, str]:
+    """Make documents/, dropped/, tokenizer/ and tokens/ anew from the stages' folders; {file: what it is a link to}."""
     for name in PUBLISHED:
         for old in (dataset / name, dataset / (name + PARTIAL)):
             if old.exists():
@@ -110,6 +125,7 @@ def publish(dataset: Path, steps: Sequence[Step]) -> None:
     for name in PUBLISHED:
         if (dataset / (name + PARTIAL)).is_dir():
             (dataset / (name + PARTIAL)).rename(dataset / name)
+    return {name: path.relative_to(dataset).as_posix() for name, path in files.items()}
 
 
 def _link(source: Path, target: Path) -> None:

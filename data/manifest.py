@@ -37,12 +37,21 @@ def read_manifest(dataset: Path) -> dict[str, Any]:
     """The manifest of a whole dataset; ValueError in one line where there is none."""
     path = dataset / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError:
         raise ValueError(
             f"{dataset}: no whole dataset here ({MANIFEST} is missing); build it with python -m data.main --config ..."
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error}); remove it and build again") from None
+    return parse_manifest(text, str(path))
+
+
+def parse_manifest(text: bytes, path: str) -> dict[str, Any]:
+    """A manifest from its bytes; ValueError in one line, naming the path, for what is none."""
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
         raise ValueError(f"{path}: cannot be read ({error}); remove it and build again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: expected manifest format {FORMAT}; remove it and build again")

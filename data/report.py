@@ -26,6 +26,7 @@ from data.clean.pii import redact
 from data.dedup.report import duplicates
 from data.document import Document, Dropped
 from data.manifest import read_manifest
+from data.store import at_hand, find_dataset
 from data.tables import atomic_path, read_documents, read_dropped
 
 EXAMPLES = 10  # of each step and reason
@@ -105,6 +106,7 @@ def gather(dataset: Path) -> Gathered:
 def write_report(dataset: Path) -> Path:
     """Make DATASET/report.html; the path. ValueError where there is no whole dataset."""
     manifest = read_manifest(dataset)
+    at_hand(dataset, "documents", "dropped", "stages")
     gathered = gather(dataset)
     sections = [
         ("Funnel", funnel(manifest)),
@@ -266,9 +268,9 @@ def kept_documents(dataset: Path) -> Iterator[Document]:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m data.report", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--dataset", type=Path, required=True)
+    parser.add_argument("--dataset", required=True, help="its folder, or the URL where it is kept")
     try:
-        print(write_report(parser.parse_args(argv).dataset))
+        print(write_report(find_dataset(parser.parse_args(argv).dataset)))
     except ValueError as error:
         sys.exit(f"error: {error}")
 

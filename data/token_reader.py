@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from array_record.python.array_record_module import ArrayRecordReader
 
+from data.store import STORE_NOTE, at_hand
 from data.token_shards import INDEX_FILE
 from data.tokenizer import Tokenizer, load_tokenizer
 
@@ -52,6 +53,7 @@ class TokenReader:
 
     Raises ValueError in one line at opening when the index or a shard is missing, truncated or does not hold as many
     records as the index says. Of the shards, the SHARDS_OPEN used last are open. Safe to use from several threads.
+    Shards of a dataset that is kept in a store (data.store) are brought, and looked at so, when they are first read.
     """
 
     def __init__(self, folder: Path, *, cache_bytes: int = DEFAULT_CACHE_BYTES):
@@ -61,6 +63,7 @@ class TokenReader:
         self.dtype = np.dtype(self.header["dtype"])
         self.fingerprint: str = self.header["tokenizer"]
         self.index = {name: self._source_index(name, entry) for name, entry in self.header["sources"].items()}
+        self._absent: dict[Path, dict[str, Any]] = {}  # shards that are in the store still
         self._shards = {name: self._checked_shards(entry["shards"]) for name, entry in self.header["sources"].items()}
         self._last = {name: np.cumsum([records for _, records in shards]) for name, shards in self._shards.items()}
         self._open: OrderedDict[Path, ArrayRecordReader] = OrderedDict()
@@ -126,6 +129,7 @@ class TokenReader:
         number = int(np.searchsorted(self._last[source], record, "right"))
         path, records = self._shards[source][number]
         place = record - int(self._last[source][number]) + records
+        self._bring(path)
         try:
             content = self._shard(path).read([place])[0]
         except Exception as error:  # array_record raises kinds of its own
@@ -164,6 +168,19 @@ class TokenReader:
             second=part.column("second").to_numpy() if entry.get("paired") else None,
         )
 
+    def _bring(self, path: Path) -> None:
+        """Fetch a shard that is in the store still, under the lock."""
+        if path not in self._absent:
+            return
+        dataset = self.folder.parent.parent
+        at_hand(dataset, path.relative_to(dataset).as_posix())
+        try:
+            _check_shard(path, self._absent[path])
+        except ValueError:
+            path.unlink()  # so that it is fetched again when the store's file was mended
+            raise
+        del self._absent[path]
+
     def _shard(self, path: Path) -> ArrayRecordReader:
         """An open shard, under the lock; the one that was not used for longest is closed for it."""
         reader = self._open.pop(path, None) or ArrayRecordReader(str(path))
@@ -173,22 +190,30 @@ class TokenReader:
         return reader
 
     def _checked_shards(self, shards: list[dict[str, Any]]) -> list[tuple[Path, int]]:
-        """(path, records) of a source's shards, each of which is whole."""
+        """(path, records) of a source's shards, each of which is whole, or in the store still."""
         checked = []
         for shard in shards:
             path = self.folder / shard["file"]
-            if not path.is_file():
-                raise ValueError(f"{path}: shard is missing; build the dataset again")
-            size, records = path.stat().st_size, 0
-            if size == shard["bytes"]:
-                records = ArrayRecordReader(str(path)).num_records()  # a truncated file opens as 0 records
-            if records != shard["records"]:
-                raise ValueError(
-                    f"{path}: truncated or changed: {size} bytes, expected {shard['bytes']} with {shard['records']} "
-                    "records; build the dataset again"
-                )
-            checked.append((path, records))
+            if not path.is_file() and (self.folder.parent.parent / STORE_NOTE).is_file():
+                self._absent[path] = shard
+            else:
+                _check_shard(path, shard)
+            checked.append((path, shard["records"]))
         return checked
+
+
+def _check_shard(path: Path, shard: dict[str, Any]) -> None:
+    """ValueError, one line, for a shard that is missing or has another size or number of records than it should."""
+    if not path.is_file():
+        raise ValueError(f"{path}: shard is missing; build the dataset again")
+    size, records = path.stat().st_size, 0
+    if size == shard["bytes"]:
+        records = ArrayRecordReader(str(path)).num_records()  # a truncated file opens as 0 records
+    if records != shard["records"]:
+        raise ValueError(
+            f"{path}: truncated or changed: {size} bytes, expected {shard['bytes']} with {shard['records']} "
+            "records; build the dataset again"
+        )
 
 
 def open_tokens(

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from data.document import Document
 from data.loader import Loader
+from data.store import at_hand
 from data.tables import read_documents
 from data.token_reader import TokenReader, open_tokens
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -112,6 +113,7 @@ def _traced(dataset: Path, reader: TokenReader, source: str, document: int, plac
 
 def find_document(dataset: Path, doc_id: str) -> Document:
     """A kept document of a dataset by its id, read from its shard alone; ValueError in one line where it is not."""
+    at_hand(dataset, "documents")
     for path in sorted((dataset / "documents").glob("*.parquet")):
         ids = pq.read_table(path, columns=["id"]).column("id")
         row = pc.index(ids, pa.scalar(doc_id, ids.type)).as_py()

@@ -16,8 +16,9 @@ from typing import Any
 import jax
 from etils import epath
 
-from data.build import build_dataset
+from data.build import build_dataset, dataset_folder
 from data.manifest import read_manifest
+from data.store import find_dataset
 from train.config import Config, to_json
 from train.identity import flat
 from train.meeting import Processes
@@ -132,7 +133,7 @@ def build_together(processes: Processes, config: Config) -> Path:
     Errors: ValueError where a process does not find the dataset that process 0 built.
     """
     processes.beat(0, "building the dataset" if processes.chief else "waiting for the dataset", patience=1000.0)
-    path = Path(config.data.path)
+    path = dataset_folder(config.data)
     if processes.count == 1:
         path = build_dataset(config.data)
         processes.beat(0, "starting", patience=10.0)
@@ -140,6 +141,7 @@ def build_together(processes: Processes, config: Config) -> Path:
     key = read_manifest(build_dataset(config.data))["key"] if processes.chief else None
     waiting = "process 0 to build the dataset"
     key = processes.exchange("dataset", key, waiting=waiting, progress=lambda: last_line(path / "build.log"))[0]
+    path = find_dataset(config.data.path, path)  # of one in a store, each machine takes what it reads
     processes.beat(0, "starting", patience=10.0)
     found = read_manifest(path)["key"] if (path / "manifest.json").is_file() else None
     missing = [index for index, other in enumerate(processes.exchange("dataset found", found)) if other != key]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from data.stage import map_documents
 from data.tables import count_rows, read_documents, read_dropped, write_documents
 from tests.data.build_cases import Invented, Shorten, file_hashes, make_config
 from tests.data.test_scheduler import deadly
+from tests.data.test_store import bucket, held
+
+__all__ = ["bucket"]  # a fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 << 20}  # bytes
@@ -85,6 +88,14 @@ def five_sources(path: Path, **changes: Any) -> Any:
 @pytest.mark.slow
 def test_the_bytes_of_the_local_engine(cluster: Any, expected: dict[str, str], tmp_path: Path) -> None:
     assert file_hashes(build_dataset(five_sources(tmp_path / "three", engine=engine(cluster)))) == expected
+
+
+@pytest.mark.slow
+def test_a_dataset_in_a_store(cluster: Any, expected: dict[str, str], bucket: str, tmp_path: Path) -> None:
+    made = five_sources(tmp_path, engine=engine(cluster))
+    url = f"{bucket}/ray"
+    build_dataset(replace(made, path=url, work=str(tmp_path / "work")))
+    assert held(url, tmp_path / "all") == expected
 
 
 @pytest.mark.slow
