@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from models.adapter import Adapter
-from models.attention import ambient_platform, attention
+from models.attention import attention
 from models.cache import KVCache, cached_attention, with_kv, write_kv, write_slots
-from models.config import Block, ModelConfig, Rotary
+from models.config import Block, ModelConfig
 from models.layers import (
     EMBEDDING_STDDEV,
     Linear,
@@ -33,10 +33,7 @@ from models.layers import (
 from models.products import gathered, looked_up
 from models.rows import RowContext
 from models.sharding import constrain, param_shardings
-
-UNROLLED = 12  # layers up to which a CPU's scan is written out; 30 took 80 s longer to compile, and no step was faster
-
-Tables = dict[Rotary, tuple[jax.Array, jax.Array]]
+from models.stack import Tables, run_layers
 
 
 class SelfAttention(nnx.Module):
@@ -168,12 +165,12 @@ class CausalLM(nnx.Module):
         rotaries = {block.rotary for block in self.config.pattern if block.rotary is not None}
         tables = {rotary: rotary_table(rotary, self.config.head_dim, positions_BT) for rotary in rotaries}
         if cache is None:
-            x_BTD, _ = self._run_layers(x_BTD, segment_ids_BT, tables, None, rows)
+            x_BTD, _ = run_layers(self.layers, self.config, x_BTD, segment_ids_BT, tables, None, rows)
             return self._finished(x_BTD, rows)
         cache = KVCache(
             cache.k, cache.v, write_slots(cache.segment_ids_BS, segment_ids_BT, cache.length_B), cache.length_B
         )
-        x_BTD, (k, v) = self._run_layers(x_BTD, segment_ids_BT, tables, cache, rows)
+        x_BTD, (k, v) = run_layers(self.layers, self.config, x_BTD, segment_ids_BT, tables, cache, rows)
         length_B = cache.length_B + jnp.sum(segment_ids_BT > 0, axis=1, dtype=cache.length_B.dtype)
         return self._finished(x_BTD, rows), KVCache(k, v, cache.segment_ids_BS, length_B)
 
@@ -222,98 +219,10 @@ class CausalLM(nnx.Module):
         logits_BTV = jnp.dot(hidden_BTD.astype(kernel_DV.dtype), kernel_DV, preferred_element_type=jnp.float32)
         return soft_capped(logits_BTV, self.config.embedding.logit_softcap)
 
-    def _run_layers(
-        self,
-        x_BTD: jax.Array,
-        segment_ids_BT: jax.Array,
-        tables: Tables,
-        cache: KVCache | None,
-        rows: RowContext | None,
-    ) -> Any:
-        run = self._loop_layers if isinstance(self.layers, nnx.List) else self._scan_layers
-        return run(x_BTD, segment_ids_BT, tables, cache, rows)
-
-    def _loop_layers(
-        self,
-        x_BTD: jax.Array,
-        segment_ids_BT: jax.Array,
-        tables: Tables,
-        cache: KVCache | None,
-        rows: RowContext | None,
-    ) -> Any:
-        kvs = []
-        layers: Any = self.layers
-        for index, (layer, block) in enumerate(zip(layers, self.config.blocks)):
-            of_layer = None if cache is None else with_kv(cache, cache.k[index], cache.v[index])
-            own_rows = None if rows is None else rows.of_layer(index)
-            x_BTD, kv = layer(x_BTD, segment_ids_BT, block, tables, of_layer, own_rows)
-            kvs.append(kv)
-        return x_BTD, (None if cache is None else tuple(zip(*kvs)))
-
-    def _scan_layers(
-        self,
-        x_BTD: jax.Array,
-        segment_ids_BT: jax.Array,
-        tables: Tables,
-        cache: KVCache | None,
-        rows: RowContext | None,
-    ) -> Any:
-        """Scans over groups of `period` layers, the smallest that repeats; what is left over comes last."""
-        config = self.config
-        blocks, period = config.blocks, config.period
-        graph, state = nnx.split(self.layers)
-        drawing = rows is not None and rows.dropout_keys_B2 is not None
-        numbers = jnp.arange(config.num_layers) if drawing else None  # for what is drawn layer by layer
-        stacked = (state, None if cache is None else (cache.k, cache.v), numbers)
-
-        def run_group(x_BTD: jax.Array, group: Any) -> tuple[jax.Array, Any]:
-            kvs = []
-            for place in range(jax.tree.leaves(group)[0].shape[0] if period > 1 else 1):
-                params, kv, number = jax.tree.map(lambda leaf, i=place: leaf[i], group) if period > 1 else group
-                of_layer = None if cache is None else with_kv(cache, *kv)
-                own_rows = rows if rows is None or number is None else rows.of_layer(number)
-                run = lambda params, x, of_layer, own_rows, block=blocks[place]: nnx.merge(graph, params)(  # noqa: E731
-                    x, segment_ids_BT, block, tables, of_layer, own_rows
-                )
-                x_BTD, kv = rematerialised(run, config.execution.remat)(params, x_BTD, of_layer, own_rows)
-                kvs.append(kv)
-            if period == 1 or cache is None:
-                return x_BTD, kvs[0]
-            return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *kvs)
-
-        # A layer's weights must be what the scan hands out, not a slice of it: then the backward pass reads them where
-        # they are. Of slices the scan keeps a copy, all layers long.
-        if period == 1:
-            return jax.lax.scan(run_group, x_BTD, stacked, unroll=scan_unroll(config, config.num_layers))
-        groups = config.num_layers // period
-        whole = jax.tree.map(lambda leaf: leaf[: groups * period].reshape(groups, period, *leaf.shape[1:]), stacked)
-        x_BTD, kv = jax.lax.scan(run_group, x_BTD, whole, unroll=scan_unroll(config, groups))
-        kv = jax.tree.map(lambda leaf: leaf.reshape(groups * period, *leaf.shape[2:]), kv)
-        if groups * period < config.num_layers:
-            x_BTD, rest = run_group(x_BTD, jax.tree.map(lambda leaf: leaf[groups * period :], stacked))
-            kv = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), kv, rest)
-        return x_BTD, kv
-
 
 def soft_capped(logits: jax.Array, cap: float | None) -> jax.Array:
     """cap * tanh(logits / cap), or the logits themselves."""
     return logits if cap is None else cap * jnp.tanh(logits / cap)
-
-
-def rematerialised(function: Any, remat: str) -> Any:
-    """The function, recomputed in the backward pass as `Execution.remat` says."""
-    if remat == "none":
-        return function
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.checkpoint(function, policy=policy)
-
-
-def scan_unroll(config: ModelConfig, groups: int) -> int:
-    """Groups of layers an iteration of the scan writes out."""
-    asked = config.execution.scan_unroll
-    if asked == 0:
-        return groups if ambient_platform()[0] == "cpu" and groups <= UNROLLED else 1
-    return max(1, min(groups, asked // config.period))
 
 
 def stacked_layers(config: ModelConfig, rngs: nnx.Rngs) -> DecoderLayer:
