@@ -21,7 +21,7 @@ Tables = dict[Rotary, tuple[jax.Array, jax.Array]]
 
 
 def run_layers(
-    layers: nnx.Module | nnx.List,
+    layers: Any,
     config: ModelConfig,
     x_BTD: Float[Array, "B T D"],
     segment_ids_BT: Int[Array, "B T"],
