@@ -3,8 +3,8 @@
 python -m train.main --config configs/mlm_tiny.py
 python -m train.masked_scores --run runs/mlm_tiny
 
-Cost and result, measured with train.num_steps=250: 97 seconds of processor time on one core; 6.26 nats and 5.0 % right
-a hidden token of the held-out documents, where a unigram model has 6.47 nats and 2.2 %. All steps take four times that.
+Cost and result: 1,000 steps take about ten minutes on two cores (2,500 to 4,000 tokens/s). Then a hidden token of the
+held-out documents costs 5.84 nats and 10.5 % are right, where a unigram model has 6.47 nats and 2.2 %.
 """
 
 from dataclasses import replace

@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from data.augment.masked import MaskedReplacement
+from data.augment.plan import LINEAGE
+from data.augment.stage import Augment
+from data.build import build_dataset, document_shards
+from data.heldout import HeldOut
+from data.tables import read_documents
 from models.checkpoints.encoder_run import export_encoder_run
 from models.encoder import EncoderConfig, EncoderLM
 from models.fill import MaskedFiller
 from models.rows import DROPOUT_KEYS, row_keys
+from tests.data.augment.cases import Stories, make_config
 from tests.train.tiny import VOCAB, losses, random_batch, run_config, train_config
 from train.evaluation import EvaluationConfig
 from train.loop import train
@@ -21,6 +28,8 @@ from train.masked_scores import masked_scores
 from train.optimizer import AdamW
 from train.state import merge
 from train.step import accumulate
+
+STEPS = 700  # after which a tiny encoder knows more than how often each piece comes
 
 
 def device_batch(seed: int) -> dict[str, jax.Array]:
@@ -157,3 +166,25 @@ def test_a_run_resumes_exactly_and_its_export_is_a_bert_that_transformers_loads(
     for place in ("whole", "bert"):
         filler = MaskedFiller(checkpoint=str(tmp_path / place)).build()
         assert filler.mask_id == 600 and sum(word is not None for word in filler.words) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.long  # a minute and a half of a core
+def test_a_short_run_beats_a_unigram_model_and_its_words_pass_the_gates(corpus, tmp_path, own_mesh):
+    config = run_config(
+        corpus,
+        run_dir=str(tmp_path / "run"),
+        model=tiny_encoder(600),
+        objective=MaskedLM(),
+        optimizer=AdamW(learning_rate=5e-3),
+        train=train_config(num_steps=STEPS, ema_decay=None, compilation_cache=str(corpus / "cache")),
+        evaluation=EvaluationConfig(every_steps=STEPS, max_bytes=4000, max_final_bytes=4000, prompts=()),
+    )
+    assert train(config, corpus / "dataset") == 0
+    scores = masked_scores(tmp_path / "run", batches=20)
+    assert scores["nats"] < scores["unigram_nats"], scores
+    technique = MaskedReplacement(filler=MaskedFiller(checkpoint=str(tmp_path / "run")), share=0.1)
+    stages = (HeldOut(fraction=0.2), Augment(technique=technique, factor=2.0))
+    dataset = build_dataset(make_config(tmp_path / "data", sources=(Stories(),), stages=stages))
+    copies = [d for path in document_shards(dataset) for d in read_documents(path) if LINEAGE in d.meta]
+    assert len(copies) > 5, "replacements of the trained model pass the gates"
