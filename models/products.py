@@ -6,13 +6,16 @@ parts), or cut the product that makes it into as many thin ones as there are dev
 Shapes: B batch, T sequence, I and O the sides of a projection.
 """
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from models.sharding import MESH_AXES, RULES, constrain, constrain_evenly, mesh_size, partition_spec
+from models.attention import ambient_platform
+from models.sharding import MESH_AXES, RULES, constrain, constrain_evenly, mesh_size, partition_spec, rings
 
 Names = tuple[str | None, ...]
 
@@ -47,10 +50,11 @@ def weight_product(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"], axe
 
     @jax.custom_vjp
     def product(x_BTI: jax.Array, kernel_IO: jax.Array) -> jax.Array:
-        return x_BTI @ constrain(kernel_IO, _whole(axes))
+        return x_BTI @ constrain(constrain(kernel_IO, axes), _whole(axes))
 
     def forward(x_BTI: jax.Array, kernel_IO: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        whole_IO = constrain(kernel_IO, _whole(axes))  # kept, so that what is rematerialised gathers it once for both
+        parts_IO = constrain(kernel_IO, axes)  # in the product's dtype: else compilers may gather the wider parameter
+        whole_IO = constrain(parts_IO, _whole(axes))  # kept, so that what is rematerialised gathers it once for both
         return x_BTI @ whole_IO, (x_BTI, whole_IO)
 
     def backward(saved: tuple[jax.Array, jax.Array], gradient_BTO: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -73,7 +77,7 @@ def kernel_gradient(
     def on_device(x_BTI: jax.Array, gradient_BTO: jax.Array) -> jax.Array:
         part = product(x_BTI, gradient_BTO).astype(dtype)
         if "embed" in axes:
-            part = jax.lax.psum_scatter(part, "fsdp", scatter_dimension=axes.index("embed"), tiled=True)
+            part = _in_parts(part, axes.index("embed"))
         return _summed(part, ("data", "context") if "embed" in axes else ("data", "fsdp", "context"))
 
     whole = _whole(axes)
@@ -102,8 +106,7 @@ def looked_up(table_VD: Float[Array, "V D"], ids_BT: Int[Array, "B T"], axes: Na
         part_VD = (
             jnp.zeros((words, gradient_BTD.shape[-1]), gradient_BTD.dtype).at[here_BT].add(gradient_BTD, mode="drop")
         )
-        part_VD = jax.lax.psum_scatter(part_VD, "fsdp", scatter_dimension=1, tiled=True)
-        return _summed(part_VD, ("data", "context"))
+        return _summed(_in_parts(part_VD, 1), ("data", "context"))
 
     def backward(ids_BT: jax.Array, gradient_BTD: jax.Array) -> tuple[jax.Array, None]:
         specs = (partition_spec(("batch", "sequence")), partition_spec(("batch", "sequence", None)))
@@ -112,6 +115,20 @@ def looked_up(table_VD: Float[Array, "V D"], ids_BT: Int[Array, "B T"], axes: Na
 
     lookup.defvjp(lambda table_VD, ids_BT: (lookup(table_VD, ids_BT), ids_BT), backward)
     return lookup(table_VD, ids_BT)
+
+
+def _in_parts(part: jax.Array, dim: int) -> jax.Array:
+    """The sum over `fsdp`, of which each device keeps its part along that dim: ring by ring of a TPU's torus."""
+    sizes = rings(jax.sharding.get_abstract_mesh().shape["fsdp"], ambient_platform()[1])
+    scatter = partial(jax.lax.psum_scatter, axis_name="fsdp", tiled=True)
+    if len(sizes) == 1:
+        return scatter(part, scatter_dimension=dim)
+    index = np.arange(math.prod(sizes)).reshape(sizes)  # of a device along `fsdp`
+    part = jnp.moveaxis(part, dim, 0)  # parts narrower than a tile are made along the slowest dim alone
+    for axis, size in enumerate(sizes):
+        groups = np.moveaxis(index, axis, -1).reshape(-1, size).tolist()
+        part = scatter(part, scatter_dimension=0, axis_index_groups=groups)
+    return jnp.moveaxis(part, 0, dim)
 
 
 def _summed(part: jax.Array, names: tuple[str, ...]) -> jax.Array:

@@ -4,7 +4,8 @@ Every parameter names its dims (`nnx.Param(value, axes=("embed", "mlp"))`); stac
 mesh has the axes `data` (copies of the parameters, the batch split), `fsdp` (parameters and the batch split), `context`
 (each row split along its sequence; attention gathers keys and values) and `tensor` (heads, MLP and vocabulary split).
 Meshes are of `AxisType.Auto`: the compiler places what is not constrained here. Over several TPU slices `data` counts
-the slices first, so that what crosses the slow network is one reduction of gradients.
+the slices first, so that what crosses the slow network is one reduction of gradients. On a TPU's torus `fsdp` is laid
+out as `rings`: reductions into parts go along one ring after the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
@@ -35,6 +36,8 @@ RULES: Mapping[str, MeshAxes] = {
     "adapters": None,
     "rank": None,
 }
+
+FLAT = ("TPU v5 lite", "TPU v6 lite")  # chips that are joined to a torus of two dims; the other TPUs' have three
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +86,34 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             "set mesh.data, mesh.fsdp or mesh.tensor"
         )
     devices, kinds = devices[:needed], (AxisType.Auto,) * len(shape)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
+    if devices[0].platform != "tpu":
         return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     if shape[0] % slices:
         raise ValueError(
             f"mesh {described(shape)} on {slices} slices: mesh.data must be a multiple of {slices}, because only the "
             "data axis may cross the network between slices"
         )
-    within, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
-    return Mesh(create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=kinds)
+    within = (shape[0] // slices, *rings(shape[1], devices[0].device_kind), *shape[2:])
+    if slices == 1:
+        placed = create_device_mesh(within, devices, allow_split_physical_axes=True)
+    else:
+        across = (slices, *(1,) * (len(within) - 1))
+        placed = create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    return Mesh(placed.reshape(shape), MESH_AXES, axis_types=kinds)
+
+
+def rings(devices: int, kind: str) -> tuple[int, ...]:
+    """Sizes of the rings of a torus that so many devices of this kind are laid along, the slowest counted first.
+
+    A reduction over a whole torus TPU compilers write as an all-reduce, which sends twice the bytes of a reduction into
+    parts; over a ring, they write the latter. Devices that are not TPUs: one ring.
+    """
+    sizes, rest = [], devices
+    for dims in range({True: 2 if kind in FLAT else 3, False: 1}[kind.startswith("TPU")], 0, -1):
+        sizes.append(next(size for size in range(1, rest + 1) if rest % size == 0 and size**dims >= rest))
+        rest //= sizes[-1]
+    return tuple(size for size in sizes if size > 1) or (1,)
 
 
 def abstract_mesh(config: MeshConfig, num_devices: int) -> AbstractMesh:

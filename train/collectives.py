@@ -28,7 +28,9 @@ TRIPS = re.compile(r'known_trip_count":?\{"?n"?:"?(\d+)')
 INTEGER = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]+\},?)+)\}")
-MESHED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\(\[?([\d,]+)\]?\))? ?\{([^}]*)\}")
+MESHED = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\((\[?)([\d,]+)\]?(?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}"
+)
 CHANNEL = re.compile(r"channel_id=(\d+)")
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
@@ -38,7 +40,8 @@ class Collective:
     """A collective of a program, on one device.
 
     size: bytes of its result, each time. group: devices that take part together. network: whether a group reaches over
-    slices (or hosts of GPUs), so that its bytes go over the data-centre network.
+    slices (or hosts of GPUs), so that its bytes go over the data-centre network. stride: between the numbers of
+    neighbours in a group, which says along which axis of the mesh it lies.
     """
 
     kind: str
@@ -46,6 +49,7 @@ class Collective:
     size: int
     group: int
     network: bool
+    stride: int = 1
 
     @property
     def sent(self) -> int | float:
@@ -69,8 +73,10 @@ def collectives(text: str, domain: int | None = None) -> list[Collective]:
     """
     limits = loop_limits(text)
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    found: dict[str, list[tuple[str, int, int, bool]]] = defaultdict(list)
-    channels: set[tuple[str, str]] = set()  # a collective that runs beside others is written once for each of its parts
+    found: dict[str, list[tuple[str, int, int, bool, int]]] = defaultdict(list)
+    # One that runs beside other work is written in several fusions, once for each of its parts.
+    channels: set[tuple[str, str]] = set()
+    fused = set(re.findall(r" fusion\(.*?calls=%?([\w.\-]+)", text))
     devices = int(match[1]) if (match := re.search(r"num_partitions=(\d+)", text)) else 1
     entry = computation = ""
     for line in text.splitlines():
@@ -81,24 +87,29 @@ def collectives(text: str, domain: int | None = None) -> list[Collective]:
             shape, operation, rest = instruction.groups()
             kind = operation.removesuffix("-start")
             channel = CHANNEL.search(rest)
-            if kind in KINDS and not (channel and (kind, channel[1]) in channels):
-                channels |= {(kind, channel[1])} if channel else set()
+            part = (kind, channel[1]) if channel and computation in fused else None
+            if kind in KINDS and part not in channels:
+                channels |= {part} if part else set()
                 groups = device_groups(rest, devices)
                 size, group = result_bytes(shape, operation), max(map(len, groups))
                 if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
                     kind, size = "reduce-scatter", size // group
                 network = domain is not None and any(len({device // domain for device in ids}) > 1 for ids in groups)
-                found[computation].append((kind, size, group, network))
+                stride = max((ids[1] - ids[0] for ids in groups if len(ids) > 1), default=1)
+                found[computation].append((kind, size, group, network, stride))
             times = trip_count(rest, limits) if operation == "while" else 1
             names = CALLED.findall(rest) + [
                 name.strip().lstrip("%") for group in BRANCHES.findall(rest) for name in group.split(",")
             ]
             calls[computation] += [(name, times) for name in names]
-    totals: dict[tuple[str, int, int, bool], int] = defaultdict(int)
+    totals: dict[tuple[str, int, int, bool, int], int] = defaultdict(int)
     for name, times in runs(entry, calls).items():
         for one in found[name]:
             totals[one] += times
-    return [Collective(kind, times, size, group, network) for (kind, size, group, network), times in totals.items()]
+    return [
+        Collective(kind, times, size, group, network, stride)
+        for (kind, size, group, network, stride), times in totals.items()
+    ]
 
 
 def device_groups(rest: str, devices: int) -> Sequence[Sequence[int]]:
@@ -109,9 +120,12 @@ def device_groups(rest: str, devices: int) -> Sequence[Sequence[int]]:
         return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(shape).tolist()
     if meshed := MESHED.search(rest):
         names, sizes = zip(*((name, int(size)) for name, size in re.findall(r"'(\w+)'=(\d+)", meshed[1])))
-        inside = [names.index(name) for name in re.findall(r"'(\w+)'", meshed[3])]
+        inside = [names.index(name) for name in re.findall(r"'(\w+)'", meshed[5])]
         outside = [axis for axis in range(len(names)) if axis not in inside]
-        ids = np.array([int(i) for i in meshed[2].split(",")]) if meshed[2] else np.arange(math.prod(sizes))
+        ids = np.arange(math.prod(sizes))
+        if given := [int(i) for i in (meshed[3] or "").split(",") if i]:
+            order = [int(axis) for axis in meshed[4].split(",")] if meshed[4] else list(range(len(given)))
+            ids = ids.reshape(given).transpose(order) if meshed[2] else np.array(given)
         group = math.prod(sizes[axis] for axis in inside)
         return ids.reshape(sizes).transpose(outside + inside).reshape(-1, group).tolist()
     if listed := LISTED.search(rest):

@@ -124,29 +124,31 @@ def ideal_traffic(config: Config, state: Any, sizes: Mapping[str, int], domain: 
     data, fsdp, context, tensor = (sizes[name] for name in ("data", "fsdp", "context", "tensor"))
     found: list[Collective] = []
 
-    def need(kind: str, times: int, size: int | float, group: int, network: bool = False) -> None:
-        if group > 1 and times:
-            found.append(Collective(kind, times, int(size), group, network))
+    strides = {"tensor": 1, "context": tensor, "fsdp": tensor * context, "data": tensor * context * fsdp}
+
+    def need(kind: str, times: int, size: int | float, axis: str, network: bool = False) -> None:
+        if sizes[axis] > 1 and times:
+            found.append(Collective(kind, times, int(size), sizes[axis], network, strides[axis]))
 
     passes = 1 if model.execution.remat == "none" else 2
     for leaf in leaves(model_params(state)):
         if "fsdp" in axes_of(leaf):
             kept = min(item, leaf.dtype.itemsize)  # what is stored in less is gathered as it is stored
             whole = leaf.size * kept / (tensor if "tensor" in axes_of(leaf) else 1)
-            need("all-gather", micro * (passes if leaf.ndim > 2 else 1), whole, fsdp)
+            need("all-gather", micro * (passes if leaf.ndim > 2 else 1), whole, "fsdp")
     for leaf in leaves(state.params):
         split = axes_of(leaf)
         local = leaf.size * item / (tensor if "tensor" in split else 1)
         if "fsdp" in split:
-            need("reduce-scatter", micro, local / fsdp, fsdp)
+            need("reduce-scatter", micro, local / fsdp, "fsdp")
             local /= fsdp
-        need("all-reduce", micro, local, data, network=data * fsdp * context * tensor > domain)
+        need("all-reduce", micro, local, "data", network=data * fsdp * context * tensor > domain)
     activations = tokens * model.embed_dim * item
     repeated = 1 if model.execution.remat == "full" else 0
-    need("all-reduce", micro * (model.num_layers * (4 + repeated) + 2), activations, tensor)
+    need("all-reduce", micro * (model.num_layers * (4 + repeated) + 2), activations, "tensor")
     keys = tokens * context * model.num_kv_heads * model.head_dim * item / tensor
-    need("all-gather", micro * model.num_layers * 2 * passes, keys, context)
-    need("reduce-scatter", micro * model.num_layers * 2, keys / context, context)
+    need("all-gather", micro * model.num_layers * 2 * passes, keys, "context")
+    need("reduce-scatter", micro * model.num_layers * 2, keys / context, "context")
     return found
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 MESHES = {  # name: (interpreter's variable, config, topology, overrides)
@@ -35,18 +36,25 @@ MESHES = {  # name: (interpreter's variable, config, topology, overrides)
 def purposes(found: list, sizes: dict[str, int]) -> dict[str, float]:
     """Bytes sent by purpose: gathers and reductions, by the mesh axis whose devices take part.
 
-    An axis is known by the size of its groups, so the meshes have axes of different sizes. An exchange of activations'
-    gradients in place of a table's (all-to-all) counts as the reduction that it saves.
+    sizes: of every mesh axis, in their order. An exchange of activations' gradients in place of a table's (all-to-all)
+    counts as the reduction that it saves; what a ring sends on to its neighbours to fill a tile, as of its reduction.
     """
     sums: dict[str, float] = {}
     for one in found:
-        axis = (
-            "network" if one.network else next((name for name, size in sizes.items() if size == one.group), "several")
-        )
+        axis = "network" if one.network else axis_of(one, sizes)
         kind = "gather" if one.kind == "all-gather" else "reduce"
-        name = f"{kind} {axis}" if one.kind != "collective-permute" else one.kind
-        sums[name] = sums.get(name, 0.0) + one.sent
+        sums[f"{kind} {axis}"] = sums.get(f"{kind} {axis}", 0.0) + one.sent
     return sums
+
+
+def axis_of(one: Any, sizes: dict[str, int]) -> str:
+    """The mesh axis along which a group lies, all of it or a ring; "several" where it spans more than one."""
+    stride = 1
+    for name, size in reversed(sizes.items()):
+        if size > 1 and one.stride >= stride and one.stride * (one.group - 1) < stride * size:
+            return name
+        stride *= size
+    return "several"
 
 
 def compiled_traffic(config_name: str, machine: str, overrides: list[str]) -> dict[str, list[float]]:
@@ -65,11 +73,11 @@ def compiled_traffic(config_name: str, machine: str, overrides: list[str]) -> di
     topology = parse_topology(machine)
     config = fitted(apply_overrides(load_config(f"configs/{config_name}.py"), overrides), topology)
     mesh = make_mesh(config.mesh, topology_devices(topology))
-    sizes = {name: mesh.shape[name] for name in MESH_AXES if mesh.shape[name] > 1}
+    sizes = {name: mesh.shape[name] for name in MESH_AXES}
     compiled, _ = compile_step(config, mesh)
     state = describe_run(config, mesh).state
     found = purposes(collectives(compiled.as_text(), topology.domain), sizes)
-    ideal = purposes(ideal_traffic(config, state, dict(mesh.shape), topology.domain), sizes)
+    ideal = purposes(ideal_traffic(config, state, sizes, topology.domain), sizes)
     return {name: [found.get(name, 0.0), ideal.get(name, 0.0)] for name in sorted(found | ideal)}
 
 

@@ -1,5 +1,7 @@
 """Products with split weights give the plain product's gradients, and move no more bytes than they must."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -26,6 +28,24 @@ def test_gradients_are_those_of_one_device(mesh: MeshConfig):
         split = jax.jit(jax.grad(total, (0, 1)))(table, kernel, ids)
     for one, other in zip(alone, split):
         assert jnp.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (4, 2), (2, 2, 2)], ids=str)
+def test_gradients_that_are_reduced_ring_by_ring_are_those_of_one_device(monkeypatch, sizes: tuple[int, ...]):
+    """As on a TPU's torus."""
+    monkeypatch.setattr("models.products.rings", lambda devices, kind: sizes)
+    keys, count = jax.random.split(jax.random.key(0), 3), math.prod(sizes)
+    table, kernel = jax.random.normal(keys[0], (12, 16)), jax.random.normal(keys[1], (16, 6))
+    ids = jax.random.randint(keys[2], (8, 4), 0, 12)
+    alone = jax.grad(total, (0, 1))(table, kernel, ids)
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=count), jax.devices()[:count])):
+        parts = NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec("fsdp", None))
+        program = jax.jit(jax.grad(total, (0, 1)), out_shardings=(None, parts)).lower(table, kernel, ids).compile()
+        split = program(table, kernel, ids)
+    for one, other in zip(alone, split):
+        assert jnp.allclose(one, other, atol=1e-5)
+    reduced = [one for one in collectives(program.as_text()) if one.kind == "reduce-scatter"]
+    assert {one.group for one in reduced} == set(sizes)
 
 
 def test_a_rematerialised_layer_gathers_a_weight_twice_and_reduces_its_gradient_once_into_parts():

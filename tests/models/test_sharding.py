@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from models.config import ModelConfig
-from models.sharding import MeshConfig, abstract_mesh, check_mesh, make_mesh, param_shardings, partition_spec
+from models.sharding import MeshConfig, abstract_mesh, check_mesh, make_mesh, param_shardings, partition_spec, rings
 from models.transformer import abstract_model, create_model
 
 CONFIG = ModelConfig(
@@ -99,3 +99,16 @@ def test_shardings_exist_for_devices_that_do_not():
     assert tree["layers"]["attention"]["out"]["kernel"].get_value().spec == PartitionSpec(None, "tensor", "fsdp")
     with pytest.raises(ValueError, match=r"fsdp=32 does not divide dim 1 of embedding, which has shape \(64, 36\)"):
         param_shardings(nnx.state(abstract_model(replace(CONFIG, embed_dim=36))), mesh)
+
+
+def test_devices_are_laid_along_the_rings_of_their_torus():
+    assert [rings(count, "TPU v6 lite") for count in (1, 2, 8, 16, 32, 256)] == [
+        (1,),
+        (2,),
+        (4, 2),
+        (4, 4),
+        (8, 4),
+        (16, 16),
+    ]
+    assert [rings(count, "TPU v5") for count in (1, 4, 16, 64, 24)] == [(1,), (2, 2), (4, 2, 2), (4, 4, 4), (3, 4, 2)]
+    assert rings(8, "NVIDIA H100 80GB HBM3") == rings(8, "cpu") == (8,)

@@ -89,6 +89,7 @@ HLO = """HloModule step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}, num_
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %p = (s32[], f32[8]{0}) parameter(0)
   %gathered = bf16[4,1024]{1,0} all-gather(%x), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %again = bf16[4,1024]{1,0} all-gather(%x2), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
   %start = ((f32[16]{0}, f32[2]{0}), (f32[128]{0}, f32[16]{0})) all-gather-start(%y, %z), replica_groups=[1,8]<=[8]
   %done = (f32[128]{0}, f32[16]{0}) all-gather-done(%start)
   ROOT %t = (s32[], f32[8]{0}) tuple(%i, %z)
@@ -130,11 +131,11 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 def test_collectives_are_counted_as_often_as_their_loop_runs_by_group_and_link():
     assert sorted(collectives(HLO, domain=4), key=lambda one: (one.kind, one.group, one.times)) == [
-        Collective("all-gather", 32, 4 * 1024 * 2, 4, False),
+        Collective("all-gather", 64, 4 * 1024 * 2, 4, False),  # two of one channel: of `shard_map` all have the same
         Collective("all-gather", 32, 128 * 4 + 16 * 4, 8, True),
-        Collective("all-reduce", 1, 32, 2, True),  # written once for each of its parts
-        Collective("collective-permute", 4, 4 + 8 * 4, 2, True),  # a TPU program: the limit stands in the condition
-        Collective("reduce-scatter", 1, 8, 2, True),
+        Collective("all-reduce", 1, 32, 2, True, 4),  # written once for each of its parts
+        Collective("collective-permute", 4, 4 + 8 * 4, 2, True, 4),  # a TPU program: its condition has the limit
+        Collective("reduce-scatter", 1, 8, 2, True, 4),
         Collective("reduce-scatter", 1, 8, 4, False),  # an all-reduce of which each device keeps its part
     ]
     assert not any(one.network for one in collectives(HLO))
@@ -156,6 +157,8 @@ def test_a_ring_sends_the_bytes_that_are_known_of_it():
         ("replica_groups=[2,2]<=[2,2]T(1,0), x", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}, x", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=(3,2,1,0) {'b'}", [[3, 2], [1, 0]]),
         ("replica_groups={}", [[0, 1, 2, 3]]),
     ],
 )
