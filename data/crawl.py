@@ -1,16 +1,15 @@
 """Crawl web sites into WARC files: `python -m data.crawl --config configs/source_web.py [field=value ...]`.
 
 The config file has a function `get_crawl()` that returns a CrawlConfig. Ctrl-C or a kill, and the same command goes on
-where it stopped. The WARC files in FOLDER/warc are then read with `WarcSource`.
+where it stopped. The WARC files in FOLDER are then read with `WarcSource`. With `shares=16` the hosts are dealt to
+sixteen processes, on a cluster with `engine=Ray(address="auto")` (see data.sources.crawl_shares).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,24 +49,21 @@ def _get_crawl(module: str, path: str) -> Any:
 
 def run(config: CrawlConfig) -> dict[str, int]:
     """Crawl until nothing is left or a limit is reached; counts of the whole crawl so far."""
-    from scrapy.crawler import CrawlerProcess
-    from scrapy.exceptions import ScrapyDeprecationWarning
+    if config.shares > 1:
+        from data.sources.crawl_shares import crawl_in_shares
 
-    from data.sources.crawl_spider import Crawl, CrawlSpider, settings_of
+        counts, reasons = crawl_in_shares(config)
+    else:
+        from data.sources.crawl_process import run_crawl
+        from data.sources.crawl_spider import Crawl
 
-    warnings.filterwarnings("ignore", category=ScrapyDeprecationWarning)  # settings that older versions need
-    logging.disable(logging.WARNING)  # Scrapy sets up its own log, and says much
-    crawl = Crawl(config)
-    process = CrawlerProcess(settings_of(crawl))
-    logging.getLogger("scrapy.downloadermiddlewares.robotstxt").setLevel(logging.CRITICAL)  # counted
-    process.crawl(CrawlSpider)
-    stop = _show_progress(crawl)
-    try:
-        process.start()
-    finally:
-        stop()
-        counts, reasons = crawl.frontier.counts(), crawl.frontier.reasons()
-        crawl.close()
+        if (Path(config.folder) / "shares.json").exists():
+            raise ValueError(f"{config.folder} holds a crawl in shares: set their number, or another folder")
+        crawl = Crawl(config)
+        try:
+            counts, reasons = run_crawl(crawl, _show_progress)
+        finally:
+            crawl.close()
     print(f"{counts['pages']:,} pages, {counts['bytes'] / 1e6:,.1f} MB, {counts['queued']:,} queued in {config.folder}")
     for reason, number in sorted(reasons.items(), key=lambda item: -item[1]):
         print(f"  not stored {number:>8,} {reason}")

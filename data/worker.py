@@ -25,7 +25,7 @@ def main(descriptor: int, parent: int) -> None:
     A task is (function bytes | None for the one before, shard bytes); an answer (result bytes | None, failure | None).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_die_with_parent, args=(parent,), daemon=True).start()
+    threading.Thread(target=die_with_parent, args=(parent,), daemon=True).start()
     connection = Connection(descriptor)
     function: Callable[[Any], Any] | None = None
     result: bytes | None
@@ -55,7 +55,8 @@ def failure(error: BaseException) -> tuple[str, int | None, str]:
     return line, getattr(error, "errno", None), traceback.format_exc()
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
+    """End this process when its parent is another than this one."""
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_SECONDS)
     os._exit(1)

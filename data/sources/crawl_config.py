@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from data.engine import LocalPool
+from data.engine_ray import Ray
+
 
 @dataclass(frozen=True, kw_only=True)
 class CrawlConfig:
@@ -19,6 +22,8 @@ class CrawlConfig:
     timeout_seconds: for one whole page. retries: of a page that failed.
     allow_hosts: names or addresses ("127.0.0.1:8000") reached although they are private or loopback.
     content_types: others are not stored.
+    shares: parts of the crawl, each with hosts of its own and in one process at a time; more than one are crawled side
+        by side (see data.sources.crawl_shares) by the engine's workers, in rounds of round_seconds.
     """
 
     folder: str
@@ -36,6 +41,9 @@ class CrawlConfig:
     retries: int = 2
     allow_hosts: tuple[str, ...] = ()
     content_types: tuple[str, ...] = ("text/html", "application/xhtml+xml", "text/plain", "text/xml", "application/xml")
+    shares: int = 1
+    round_seconds: float = 300.0
+    engine: LocalPool | Ray = LocalPool()
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -52,3 +60,5 @@ class CrawlConfig:
                 raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from error
         if min(self.max_pages, self.max_bytes, self.max_page_bytes, self.concurrency_per_host) <= 0:
             raise ValueError("max_pages, max_bytes, max_page_bytes and concurrency_per_host must be positive")
+        if self.shares < 1 or self.round_seconds <= 0:
+            raise ValueError(f"shares={self.shares}, round_seconds={self.round_seconds}: both must be positive")

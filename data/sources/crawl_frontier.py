@@ -2,11 +2,15 @@
 
 A page is done in the same transaction that records how long the WARC file is with it. After a kill, pages that were in
 flight are queued again and the WARC file is cut back to its recorded length, so no page is missed or stored twice.
+Links to hosts that another share of the crawl owns wait in `outbox`, committed with the page that they stand on. When
+each host was last asked, and the pause that it wants, are kept too: a new process waits as long as the old one would.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,11 @@ CREATE TABLE IF NOT EXISTS urls (
 CREATE INDEX IF NOT EXISTS by_turn ON urls (state, host, kind='page', attempts, id);
 CREATE TABLE IF NOT EXISTS traps (path TEXT PRIMARY KEY, number INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS refused (reason TEXT PRIMARY KEY, number INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS outbox (
+    url TEXT PRIMARY KEY, kind TEXT NOT NULL, depth INTEGER NOT NULL, redirects INTEGER NOT NULL,
+    sent INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS hosts (host TEXT PRIMARY KEY, last REAL NOT NULL DEFAULT 0, pause REAL NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS archive (file TEXT PRIMARY KEY, bytes INTEGER NOT NULL);
 """
 
@@ -49,9 +58,13 @@ class Task:
 
 
 class Frontier:
-    """The crawl's memory. One process at a time."""
+    """The crawl's memory. One process at a time.
 
-    def __init__(self, path: Path) -> None:
+    owns: whether a host is this share's. pause: seconds between requests to a host, where it wants no more.
+    """
+
+    def __init__(self, path: Path, *, owns: Callable[[str], bool] = lambda host: True, pause: float = 0.0) -> None:
+        self._owns = owns
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, isolation_level=None, timeout=1.0)
@@ -67,13 +80,21 @@ class Frontier:
             raise ValueError(f"folder {str(path.parent)!r} cannot be used: {path.name}: {error}") from error
         self._in_flight: dict[str, int] = {}
         self._order: list[str] = []
+        asked = self._database.execute("SELECT host, last, pause FROM hosts")
+        self._rests = {host: last + max(pause, asks) for host, last, asks in asked}  # until when, from before
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
 
     def add(self, url: str, *, kind: str = "page", depth: int = 0, redirects: int = 0) -> bool:
-        """Queue a URL that was never seen; False where it was, or where its path has too many variants."""
+        """Queue a URL that was never seen; False where it was, its path has too many variants, or another owns it."""
+        if not self._owns(host_of(url)):
+            self._database.execute(
+                "INSERT OR IGNORE INTO outbox (url, kind, depth, redirects) VALUES (?, ?, ?, ?)",
+                (url, kind, depth, redirects),
+            )
+            return False
         if self._database.execute("SELECT 1 FROM urls WHERE url=?", (url,)).fetchone():
             return False
         reason = self._trap(url) if kind == "page" else None
@@ -85,6 +106,13 @@ class Frontier:
             (url, host_of(url), kind, depth, redirects),
         )
         return True
+
+    def add_all(self, items: Iterable[dict[str, Any]]) -> None:
+        """Queue URLs, given as arguments of `add`, in one transaction."""
+        self._database.execute("BEGIN")
+        for item in items:
+            self.add(**item)
+        self._database.execute("COMMIT")
 
     def _trap(self, url: str) -> str | None:
         parts = urlsplit(url)
@@ -114,7 +142,7 @@ class Frontier:
             self._order = [row[0] for row in self._database.execute(HOSTS, {"state": QUEUED})]
         for _ in range(len(self._order)):
             host = self._order.pop(0)
-            if self._in_flight.get(host, 0) >= per_host:
+            if self._in_flight.get(host, 0) >= per_host or self._rests.get(host, 0.0) > time.time():
                 continue
             row = self._database.execute(
                 "SELECT url, kind, depth, redirects, attempts FROM urls WHERE state=? AND host=?"
@@ -125,12 +153,35 @@ class Frontier:
                 continue
             self._database.execute("UPDATE urls SET state=?, attempts=attempts+1 WHERE url=?", (IN_FLIGHT, row[0]))
             self._in_flight[host] = self._in_flight.get(host, 0) + 1
+            self._rests.pop(host, None)  # from here on Scrapy keeps the pause
             return Task(*row)
         return None
 
     def _landed(self, url: str) -> None:
         host = host_of(url)
         self._in_flight[host] = max(self._in_flight.get(host, 1) - 1, 0)
+        self._database.execute(
+            "INSERT INTO hosts (host, last) VALUES (?, ?) ON CONFLICT(host) DO UPDATE SET last=excluded.last",
+            (host, time.time()),
+        )
+
+    def set_pause(self, host: str, seconds: float) -> None:
+        """Keep the pause between requests that a host asks for."""
+        self._database.execute(
+            "INSERT INTO hosts (host, pause) VALUES (?, ?) ON CONFLICT(host) DO UPDATE SET pause=excluded.pause",
+            (host, seconds),
+        )
+
+    def unsent(self) -> list[dict[str, Any]]:
+        """Links for other shares that were not handed over, as arguments of `add`."""
+        rows = self._database.execute("SELECT url, kind, depth, redirects FROM outbox WHERE sent=0 ORDER BY rowid")
+        return [dict(zip(("url", "kind", "depth", "redirects"), row)) for row in rows]
+
+    def mark_sent(self, urls: list[str]) -> None:
+        """These links were handed over."""
+        self._database.execute("BEGIN")
+        self._database.executemany("UPDATE outbox SET sent=1 WHERE url=?", [(url,) for url in urls])
+        self._database.execute("COMMIT")
 
     def done(
         self, url: str, size: int, file: str, file_bytes: int, found: list[dict[str, Any]], reason: str = ""
@@ -141,8 +192,8 @@ class Frontier:
         self._database.execute("INSERT OR REPLACE INTO archive VALUES (?, ?)", (file, file_bytes))
         for item in found:
             self.add(**item)
-        self._database.execute("COMMIT")
         self._landed(url)
+        self._database.execute("COMMIT")
 
     def failed(self, url: str, reason: str, *, retries: int) -> None:
         """A page that did not come: queued again while tries are left, else failed with its reason."""

@@ -6,7 +6,9 @@ seen URLs, redirects, retries) is kept in the frontier instead, which survives a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,13 +34,19 @@ RETRY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 
 class Crawl:
-    """What scheduler, spider and guards share: config, scope, frontier, archive."""
+    """What scheduler, spider and guards share: config, scope, frontier, archive.
 
-    def __init__(self, config: CrawlConfig) -> None:
+    owns: whether a host is this share's; seconds: after the first request, in which others may begin.
+    """
+
+    def __init__(
+        self, config: CrawlConfig, *, owns: Callable[[str], bool] = lambda host: True, seconds: float = math.inf
+    ) -> None:
         self.config, self.scope = config, Scope(config)
+        self._seconds, self._end = seconds, math.inf
         seeds = [self._seed(seed) for seed in config.seeds]
         folder = Path(config.folder)
-        self.frontier = Frontier(folder / "frontier.sqlite")
+        self.frontier = Frontier(folder / "frontier.sqlite", owns=owns, pause=config.delay_seconds)
         try:
             self.archive = ArchiveWriter(
                 folder / "warc", self.frontier.archive(), config.user_agent, new=self.frontier.is_new()
@@ -51,7 +59,7 @@ class Crawl:
         self.spider: Any = None  # set when Scrapy makes it
         counts = self.frontier.counts()
         self.pages, self.bytes = counts["pages"], counts["bytes"]
-        for url in seeds:
+        for url in filter(lambda seed: owns(host_of(seed)), seeds):
             base = "/".join(url.split("/", 3)[:3])
             self.frontier.add(f"{base}/robots.txt", kind="robots")
             self.frontier.add(f"{base}/sitemap.xml", kind="sitemap")
@@ -70,6 +78,10 @@ class Crawl:
 
     def full(self) -> bool:
         """Whether a limit is reached, what is in flight counted in."""
+        if self.in_flight and self._end == math.inf:
+            self._end = time.monotonic() + self._seconds
+        if time.monotonic() > self._end:
+            return True
         return self.pages + len(self.in_flight) >= self.config.max_pages or self.bytes >= self.config.max_bytes
 
     def close(self) -> None:
@@ -145,6 +157,7 @@ class CrawlSpider(scrapy.Spider):
         if asked is None or self.crawler.engine is None:
             return
         delay = max(self.crawl.config.delay_seconds, min(float(asked), MAX_CRAWL_DELAY))
+        self.crawl.frontier.set_pause(host_of(request.url), delay)
         downloader = self.crawler.engine.downloader
         key = downloader.get_slot_key(request)
         downloader.per_slot_settings[key] = {**downloader.per_slot_settings.get(key, {}), "delay": delay}

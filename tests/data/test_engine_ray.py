@@ -25,6 +25,7 @@ from data.heldout import HeldOut
 from data.stage import map_documents
 from data.tables import count_rows, read_documents, read_dropped, write_documents
 from tests.data.build_cases import Invented, Shorten, file_hashes, make_config
+from tests.data.sources import test_crawl_shares
 from tests.data.test_scheduler import deadly
 from tests.data.test_store import bucket, held
 
@@ -96,6 +97,14 @@ def test_a_dataset_in_a_store(cluster: Any, expected: dict[str, str], bucket: st
     url = f"{bucket}/ray"
     build_dataset(replace(made, path=url, work=str(tmp_path / "work")))
     assert held(url, tmp_path / "all") == expected
+
+
+@pytest.mark.slow
+def test_a_crawl_in_shares(cluster: Any, tmp_path: Path) -> None:
+    sites = test_crawl_shares.Sites()
+    with test_crawl_shares.serving(sites) as seed:
+        process = test_crawl_shares.start(tmp_path, seed, engine=replace(engine(cluster), cpus=0.5))
+        test_crawl_shares.check(sites, tmp_path, process.communicate(timeout=200)[0].decode())
 
 
 @pytest.mark.slow

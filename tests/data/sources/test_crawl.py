@@ -196,7 +196,12 @@ def test_limits_of_bytes_and_depth_and_tries_that_a_kill_cost(tmp_path: Path) ->
     from data.sources.crawl_spider import Crawl, CrawlSpider
 
     config = CrawlConfig(
-        folder=str(tmp_path), seeds=("https://a.example/",), user_agent="b (m@u.edu)", max_bytes=1000, max_depth=1
+        folder=str(tmp_path),
+        seeds=("https://a.example/",),
+        user_agent="b (m@u.edu)",
+        max_bytes=1000,
+        max_depth=1,
+        delay_seconds=0.0,
     )
     crawl = Crawl(config)
     assert not crawl.full() and crawl.frontier.has_queued()
