@@ -7,6 +7,7 @@ interleaved. The chats are questions and best answers of a Stack Exchange dump (
 model's own template, else docstrings of the standard library; loss lies on the answers. `lora_over_peft` compares steps
 on the same packed rows without padding. Useful tokens are those of the chats: `packed_over_padded` compares our
 rows of 1,024 with PEFT's, one chat a row padded to 1,024; padding to the longest chat of a batch is told beside it.
+On an accelerator steps of Llama 3 8B's shape come first (tests/bench/finetune_accelerator.py).
 """
 
 import argparse
@@ -36,6 +37,7 @@ from models.lora import LoRA
 from models.quantize import NF4, Quantized
 from models.sharding import MeshConfig, batch_sharding, make_mesh
 from models.tuning import Tuning, abstract_tuned
+from tests.bench.finetune_accelerator import accelerator_figures
 from train.objectives import NextToken
 from train.optimizer import AdamW, WarmupCosine, make_optimizer, make_schedule
 from train.state import abstract_state, create_state, describe_model, new_state, shardings_of
@@ -212,10 +214,8 @@ def useful(batches: list[Batch], rounds: int) -> float:
 def show(title: str, times: dict[str, list[float]]) -> None:
     """Median and range of each side."""
     for name, values in times.items():
-        print(
-            f"{title:<24}{name:<22}{statistics.median(values):8.2f} s   [{min(values):.2f}, {max(values):.2f}]",
-            flush=True,
-        )
+        spread = f"[{min(values):.2f}, {max(values):.2f}]"
+        print(f"{title:<24}{name:<22}{statistics.median(values):8.2f} s   {spread}", flush=True)
 
 
 def main() -> None:
@@ -223,10 +223,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="interleaved steps of each side")
     parser.add_argument("--rows", type=int, default=2, help="rows a step")
-    parser.add_argument("--only", default="lora,packed,qlora", help="which comparisons")
+    parser.add_argument("--only", default="accelerator,lora,packed,qlora", help="which comparisons")
     arguments = parser.parse_args()
     wanted, rows, rounds = arguments.only.split(","), arguments.rows, arguments.rounds
     results: dict[str, Any] = {}
+    if "accelerator" in wanted and (figures := accelerator_figures(rounds)):  # before this process takes the device
+        results["llama3_8b"] = figures
     with tempfile.TemporaryDirectory() as temporary:
         dataset = make_dataset(Path(temporary) / "chats")
         chats = list(chats_of(dataset))
@@ -237,7 +239,7 @@ def main() -> None:
         )
         ours, facts = our_step(None)
         theirs = their_step(Path(temporary) / "base") if {"lora", "packed"} & set(wanted) else None
-        results["missing"] = [] if theirs or wanted == ["qlora"] else ["peft"]
+        results["missing"] = [] if theirs or not {"lora", "packed"} & set(wanted) else ["peft"]
         same = [full_rows(chats, rows, SEQ_LEN)]
         if "lora" in wanted:
             times = interleaved({"ours": (ours, same), "peft": (theirs, same)}, rounds)
