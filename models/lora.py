@@ -29,8 +29,8 @@ from models.low_rank import split_kernel
 from models.transformer import CausalLM
 
 ALL_LINEAR = "all-linear"
-Init = Literal["kaiming", "gaussian", "pissa", "pissa_fast", "loftq"]
-CHANGES_BASE = ("pissa", "pissa_fast", "loftq")  # beginnings that leave another base than the one given
+Init = Literal["kaiming", "gaussian", "pissa", "pissa_fast", "olora", "loftq"]
+CHANGES_BASE = ("pissa", "pissa_fast", "olora", "loftq")  # beginnings that leave another base than the one given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ class LoRA:
     rank_pattern, alpha_pattern: (pattern, value) for some of the targets; the first that matches counts.
     dropout: of the adapter's input, in training alone. dora: a trained length of every output column (Liu et al. 2024).
     init: "kaiming" (PEFT's own) and "gaussian" begin as the base; "pissa" holds the largest singular directions (Meng
-    et al. 2024; "pissa_fast" finds them by subspace iteration), "loftq" the error of quantisation (Li et al. 2023).
+    et al. 2024; "pissa_fast" finds them by subspace iteration), "olora" the first of QR's (Büyükakyüz 2024), "loftq"
+    the error of quantisation (Li et al. 2023).
     bias: which biases are trained: none, all, or those of the targets. also_train: patterns of other parameters that
     are trained whole. tie_embedding: the adapter of a tied table acts where it embeds and where it makes logits;
     otherwise "embedding" and "lm_head" are two targets, as in PEFT. names: one for every adapter; several train

@@ -1,4 +1,5 @@
-"""A matrix as a base and a low-rank update: what adapters begin from that hold a part of the weights (PiSSA, LoftQ).
+"""A matrix as a base and a low-rank update: what adapters begin from that hold a part of the weights (PiSSA,
+OLoRA, LoftQ).
 
 Shapes: I and O the sides of a matrix, R rank.
 """
@@ -23,12 +24,18 @@ def split_kernel(
 ) -> tuple[Array, Array, Array]:
     """(a, b, base) with base + scale a b = kernel, or close to it where the base is then quantised.
 
-    PiSSA: a b is the best approximation of that rank. LoftQ: five rounds of that on what quantisation loses.
+    PiSSA: scale a b is the best approximation of that rank. OLoRA: a and b are the first columns of R' and
+    rows of Q' of the transposed matrix's QR decomposition, as they are. LoftQ: five rounds of PiSSA on what
+    quantisation loses.
     """
 
     def of_layer(given: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         w, key = given
         w32 = w.astype(jnp.float32)
+        if init == "olora":
+            q, r = jnp.linalg.qr(w32.T)
+            a, b = r[:rank].T, q[:, :rank].T
+            return a, b, (w32 - scale * jnp.matmul(a, b, precision="highest")).astype(w.dtype)
         if init != "loftq":
             a, b = leading(w32, rank, key if init == "pissa_fast" else None)
             a, b = a / scale**0.5, b / scale**0.5

@@ -7,15 +7,17 @@ into a file is certified: the file is read again and compared with the model as 
 the run's dataset. merge_certificate.json beside the result has the KL divergence, the argmax agreement and the held-out
 loss of both; for a base that was quantised, for both merges: into the numbers that the adapter was trained on
 (--into trained) and into the weights before quantisation (--into original). Beyond a limit nothing is written, unless
---force says so. --dtype nf4 stores the projections as bitsandbytes does, in 4 bits, which transformers loads so; what
-that costs is in the certificate, and is mostly above the limit: --max-kl 0.1 takes more.
+--force says so. An adapter that began by changing its base (PiSSA, OLoRA, LoftQ) goes to PEFT as a plain one of twice
+the rank on the base as it was, compared in the same way. --dtype nf4 stores the projections as bitsandbytes does, in 4
+bits, which transformers loads so; what that costs is in the certificate, and is mostly above the limit: --max-kl 0.1
+takes more.
 """
 
 import argparse
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ ROW_TOKENS = 512  # of the built-in passage, where there is no dataset
 class Tuned:
     """What is exported. model: with its adapters, on the base as it was trained. base: where that lies, or "".
 
-    run: the resolved config of the run, {} for an adapter folder.
+    run: the resolved config of the run, {} for an adapter folder. folder: of either.
     """
 
     model: Any
@@ -41,6 +43,7 @@ class Tuned:
     base: str
     tokenizer: Any
     run: Mapping[str, Any]
+    folder: Path
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -81,7 +84,7 @@ def open_tuned(checkpoint: Path, base: str | None) -> Tuned:
         quantization = adapter_quantization(checkpoint)
         under = loaded.model if quantization is None else quantize_model(loaded.model, quantization)
         model, lora = load_peft(checkpoint, under)
-        return Tuned(model=model, lora=lora, base=base, tokenizer=loaded.tokenizer, run={})
+        return Tuned(model=model, lora=lora, base=base, tokenizer=loaded.tokenizer, run={}, folder=checkpoint)
     run = read_run_json(checkpoint)
     loaded = load_checkpoint(checkpoint)
     return Tuned(
@@ -90,29 +93,27 @@ def open_tuned(checkpoint: Path, base: str | None) -> Tuned:
         base=base or run.get("init_from") or "",
         tokenizer=loaded.tokenizer,
         run=run,
+        folder=checkpoint,
     )
 
 
-def on_original(tuned: Tuned) -> Any:
-    """The model with its adapters on the base before quantisation; ValueError where that would be another function."""
-    from flax import nnx
-
+def original_of(tuned: Tuned) -> Any:
+    """The model with its adapters on the weights before quantisation, and before they began by changing them."""
     from models.checkpoints.load import load_checkpoint
-    from models.lora import CHANGES_BASE
-    from models.quantize import QuantizedLinear, dequantized
+    from models.checkpoints.run import load_start
+    from models.original import on_original
 
-    if tuned.lora is not None and tuned.lora.init in CHANGES_BASE:
-        raise ValueError(f"init={tuned.lora.init!r} changed the base, so the adapter does not fit the original weights")
     if not tuned.base:
         raise ValueError("where the original base lies is not known: give --base")
-    original = dict(nnx.to_flat_state(nnx.state(load_checkpoint(tuned.base, param_dtype="float32").model)))
-    quantised = {path for path, module in nnx.iter_modules(tuned.model) if isinstance(module, QuantizedLinear)}
-    graph, state = nnx.split(dequantized(tuned.model))
-    leaves = [
-        (path, original[path] if path[-1] == "kernel" and path[:-1] in quantised else leaf)
-        for path, leaf in nnx.to_flat_state(state)
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(leaves))
+    original = load_checkpoint(tuned.base, param_dtype="float32").model
+    return on_original(tuned.model, original, load_start(tuned.folder) if changes_base(tuned) else None)
+
+
+def changes_base(tuned: Tuned) -> bool:
+    """Whether the adapters act on matrices that they began by changing."""
+    from models.lora import CHANGES_BASE
+
+    return tuned.lora is not None and tuned.lora.init in CHANGES_BASE
 
 
 def compared_rows(tuned: Tuned, tokens: int) -> tuple[str, Sequence[Mapping[str, np.ndarray]]]:
@@ -163,7 +164,7 @@ def write_merged(tuned: Tuned, arguments: argparse.Namespace, index: int) -> Non
     record: dict[str, Any] = {"compared_on": compared_on, "quantization": quantization, "into": arguments.into}
     record |= {"stored_as": "gguf" if arguments.format == "gguf" else arguments.dtype, "merges": {}}
     other = "original" if arguments.into == "trained" else "trained"
-    into = {"trained": lambda: tuned.model, "original": lambda: on_original(tuned)}
+    into = {"trained": lambda: tuned.model, "original": lambda: original_of(tuned)}
     if record["quantization"] is not None:  # what the other choice would have given
         try:
             record["merges"][other] = distance(
@@ -202,6 +203,24 @@ def write_merged(tuned: Tuned, arguments: argparse.Namespace, index: int) -> Non
             print(f"merge into the {name} base: " + ", ".join(_shown(key, value) for key, value in found.items()))
 
 
+def write_converted(tuned: Tuned, arguments: argparse.Namespace) -> None:
+    """An adapter that began by changing its base, as a plain one of twice the rank on the original, compared first.
+
+    Over a quantised base they differ by what quantisation lost, which the original still has.
+    """
+    from models.checkpoints.peft_save import save_peft
+    from train.certificate import distance
+
+    compared_on, batches = compared_rows(tuned, arguments.tokens)
+    plain = original_of(tuned)
+    found = distance(tuned.model, plain, batches)
+    print(f"compared on {compared_on}")
+    print("adapter on the original base: " + ", ".join(_shown(key, value) for key, value in found.as_json().items()))
+    if (failures := found.failures(arguments.max_kl)) and not arguments.force:
+        raise ValueError(f"not written: {'; '.join(failures)}; take --format hf, a higher --max-kl, or --force")
+    save_peft(plain, replace(tuned.lora, init="kaiming"), arguments.out, base=tuned.base)
+
+
 def _shown(name: str, value: Any) -> str:
     return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
@@ -227,6 +246,8 @@ def run(argv: list[str]) -> int:
         write_merged(tuned, arguments, index)
     elif tuned.lora is None:
         raise ValueError(f"{arguments.checkpoint} has no adapter: nothing for PEFT; use --format hf")
+    elif changes_base(tuned):
+        write_converted(tuned, arguments)
     else:
         save_peft(tuned.model, tuned.lora, arguments.out, base=tuned.base, index=index)
     print(f"wrote {arguments.out}")

@@ -29,8 +29,8 @@ def save_peft(model: CausalLM, lora: LoRA, folder: Path, *, base: str = "", inde
     """
     if lora.init in CHANGES_BASE:
         raise ValueError(
-            f"an adapter with init={lora.init!r} acts on a base that it changed, which PEFT does not have: export the "
-            "merged model (--format hf)"
+            f"an adapter with init={lora.init!r} acts on a base that it changed, which PEFT does not have: put it on "
+            "the original first (models.original.on_original; train.export --format peft does)"
         )
     table, adapters = family_table(model), adapters_of(model)
     if not adapters:

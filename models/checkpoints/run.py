@@ -128,6 +128,17 @@ def load_any_run(
     return nnx.merge(graph, state)
 
 
+def load_start(folder: Path) -> CausalLM:
+    """The model of a run over a checkpoint before its first step: with its adapters as they began."""
+    found, tuning, config = read_run_json(folder), read_run_tuning(folder), read_run_config(folder)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    graph, state = nnx.split(abstract_tuned(config, tuning))
+    nnx.replace_by_pure_dict(state, _start(found, folder, config, mesh, tuning)[0])
+    model = nnx.merge(graph, state)
+    assert isinstance(model, CausalLM)
+    return model
+
+
 def checkpoints_folder(folder: Path) -> Any:
     """Where the checkpoints of a run lie: in it, or where its setting checkpoint.path put them (an `epath.Path`)."""
     from etils import epath
@@ -162,11 +173,9 @@ def _checkpointer(where: Any) -> Any:
 
 def _base(folder: Path, step: int, config: ModelConfig, mesh: Mesh, tuning: Tuning) -> dict[tuple, Any]:
     """The weights under a run's adapters, read from where it started; ValueError where they have changed since."""
-    from models.extend import load_extended  # a run may start from a run: this module loads, and is loaded by it
-
     found = read_run_json(folder)
-    location, seed = found["init_from"], found["train"]["seed"]
-    params, fingerprint = load_extended(location, config, mesh, tuning, folder / "tokenizer", seed=seed)
+    location = found["init_from"]
+    params, fingerprint = _start(found, folder, config, mesh, tuning)
     known = _read_items(checkpoints_folder(folder), step, {"meta": None})["meta"]["identity"]["base"]
     if known != fingerprint:
         raise ValueError(
@@ -174,6 +183,16 @@ def _base(folder: Path, step: int, config: ModelConfig, mesh: Mesh, tuning: Tuni
             f"{fingerprint}): bring the old ones back"
         )
     return _flat(params)
+
+
+def _start(
+    found: dict[str, Any], folder: Path, config: ModelConfig, mesh: Mesh, tuning: Tuning
+) -> tuple[dict[str, Any], str]:
+    """All parameters that a run began with, and the fingerprint of the checkpoint under them."""
+    from models.extend import load_extended  # a run may start from a run: this module loads, and is loaded by it
+
+    seed = found["train"]["seed"]
+    return load_extended(found["init_from"], config, mesh, tuning, folder / "tokenizer", seed=seed)
 
 
 def _flat(tree: dict[str, Any]) -> dict[tuple, Any]:

@@ -49,7 +49,7 @@ def test_a_run_without_held_out_documents_is_compared_on_the_passage(
 ) -> None:
     dataset = build(tmp_path, [replace(d, meta=d.meta | {"split": "train"}) for d in stdlib_documents(4)])
     settings = {"data": {"path": str(dataset)}, "loader": to_json(LoaderConfig(seq_len=64, global_batch_size=2))}
-    tuned = Tuned(model=adapter[1], lora=None, base="", tokenizer=byte_tokenizer(), run=settings)
+    tuned = Tuned(model=adapter[1], lora=None, base="", tokenizer=byte_tokenizer(), run=settings, folder=tmp_path)
     said, batches = compared_rows(tuned, 512)
     assert said.startswith("a built-in passage") and len(batches) == 1 and batches[0]["loss_weights"].sum() > 60
 
