@@ -69,7 +69,7 @@ class Spread:
     """Hands of worker processes; a dead one is replaced."""
 
     def __init__(self, workers: list[Worker], count: int, function: bytes, shards: Sequence[Any]):
-        self._workers, self._function, self._shards = workers, function, shards
+        self._workers, self._function, self._shards, self._count = workers, function, shards, count
         while len(workers) < count:
             workers.append(_start())
 
@@ -81,7 +81,7 @@ class Spread:
         """As `Hands.start`."""
         worker = next(worker for worker in self._workers if worker.ticket is None)
         worker.ticket = ticket
-        _send(worker, self._function, pickle.dumps(self._shards[index]))
+        _send(worker, self._function, pickle.dumps(self._shards[index]), self._count)
 
     def wait(self, seconds: float | None) -> Sequence[Answer]:
         """As `Hands.wait`."""
@@ -130,9 +130,9 @@ def _start() -> Worker:
     return Worker(process, Connection(ours.detach()))
 
 
-def _send(worker: Worker, function: bytes, shard: bytes) -> None:
+def _send(worker: Worker, function: bytes, shard: bytes, workers: int) -> None:
     try:
-        worker.connection.send((None if worker.function == function else function, shard))
+        worker.connection.send((None if worker.function == function else function, shard, workers))
         worker.function = function
     except (BrokenPipeError, ConnectionResetError):
         pass  # the worker is dead: `_receive` finds out

@@ -5,13 +5,14 @@ Nothing here imports Ray: the module is handed in by `data.engine_ray`, which sa
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
 from data.scheduler import Answer, Trouble
-from data.worker import failure
+from data.worker import WORKERS, failure
 
 
 class RayNeeds(Protocol):
@@ -80,12 +81,15 @@ class RayTasks(_Owed):
 
     def free(self) -> int:
         """As `Hands.free`; the cluster may grow while it works."""
-        total = self._ray.cluster_resources().get("CPU", 0.0)
-        return max(1, int(total / self._config.cpus)) - len(self._tickets)
+        return self._slots() - len(self._tickets)
+
+    def _slots(self) -> int:
+        return max(1, int(self._ray.cluster_resources().get("CPU", 0.0) / self._config.cpus))
 
     def start(self, ticket: int, index: int) -> None:
         """As `Hands.start`."""
-        self._tickets[self._task.remote(self._function, pickle.dumps(self._shards[index]))] = ticket
+        workers = min(self._slots(), len(self._shards))
+        self._tickets[self._task.remote(self._function, pickle.dumps(self._shards[index]), workers)] = ticket
 
     def stop(self, ticket: int) -> None:
         """As `Hands.stop`; the task is killed."""
@@ -146,8 +150,9 @@ class RayActors(_Owed):
             self._ray.kill(actor)
 
 
-def _work(function: bytes, shard: bytes) -> tuple[bytes | None, tuple[str, int | None, str] | None]:
-    """What a worker does with a shard: (result, failure), both as `data.worker` has them."""
+def _work(function: bytes, shard: bytes, workers: int = 1) -> tuple[bytes | None, tuple[str, int | None, str] | None]:
+    """What a worker does with a shard, beside so many: (result, failure), both as `data.worker` has them."""
+    os.environ[WORKERS] = str(workers)
     try:
         return pickle.dumps(_loaded(function)(pickle.loads(shard))), None
     except Exception as error:

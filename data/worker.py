@@ -17,12 +17,19 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 PARENT_CHECK_SECONDS = 0.2  # how long a worker may outlive a killed parent
+WORKERS = "SLUICE_WORKERS"  # in the environment: how many processes work beside this one, itself counted in
+
+
+def num_workers() -> int:
+    """How many processes share what is rationed, such as requests to one server."""
+    return int(os.environ.get(WORKERS, "1"))
 
 
 def main(descriptor: int, parent: int) -> None:
     """Answer tasks until the pipe closes.
 
-    A task is (function bytes | None for the one before, shard bytes); an answer (result bytes | None, failure | None).
+    A task is (function bytes | None for the one before, shard bytes, how many workers there are); an answer is (result
+    bytes | None, failure | None).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=die_with_parent, args=(parent,), daemon=True).start()
@@ -32,9 +39,10 @@ def main(descriptor: int, parent: int) -> None:
     trouble: tuple[str, int | None, str] | None
     while True:
         try:
-            function_bytes, shard_bytes = connection.recv()
+            function_bytes, shard_bytes, workers = connection.recv()
         except (EOFError, ConnectionResetError):
             return
+        os.environ[WORKERS] = str(workers)
         try:
             if function_bytes is not None:
                 function = pickle.loads(function_bytes)

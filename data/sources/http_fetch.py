@@ -1,16 +1,22 @@
-"""One bounded HTTP GET: retries, an overall deadline, a byte limit."""
+"""One bounded HTTP GET: retries, an overall deadline, a byte limit, a pace that all workers keep together."""
 
 from __future__ import annotations
 
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import urllib3
 
 from data.sources.limits import FetchError
+from data.stage import NOT_IN_KEY
+from data.worker import num_workers
 
 RETRY_STATUSES = (429, 500, 502, 503, 504)
+_NEXT: dict[str, float] = {}  # of this process: when each host may be asked again, on the monotonic clock
+_TURN = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +25,7 @@ class HttpLimits:
 
     connect_seconds, read_seconds: for one attempt; total_seconds: for the whole body, so that a server that drips one
     byte at a time ends too. retries wait 1, 2, 4, ... seconds times `backoff`, or what Retry-After asks for, at most
-    total_seconds.
+    total_seconds. requests_per_second: to one host, of all workers of the engine together: each keeps its part.
     """
 
     connect_seconds: float = 10.0
@@ -29,6 +35,11 @@ class HttpLimits:
     backoff: float = 1.0
     max_redirects: int = 5
     max_bytes: int = 64 << 20
+    requests_per_second: float = field(default=10.0, metadata=NOT_IN_KEY)
+
+    def __post_init__(self) -> None:
+        if self.requests_per_second <= 0:
+            raise ValueError(f"http.requests_per_second must be positive, got {self.requests_per_second}")
 
 
 class _Retry(urllib3.Retry):
@@ -69,6 +80,7 @@ class HttpClient:
         headers = {} if start is None or length is None else {"Range": f"bytes={start}-{start + length - 1}"}
         wanted = self._limits.max_bytes if length is None else min(length, self._limits.max_bytes)
         expected = 206 if headers else 200
+        wait_turn(urlsplit(url).netloc, num_workers() / self._limits.requests_per_second)
         deadline = time.monotonic() + self._limits.total_seconds
         try:
             answer = self._pool.request("GET", url, headers={**self._pool.headers, **headers}, preload_content=False)
@@ -96,3 +108,11 @@ class HttpClient:
         if exact and size != wanted:
             raise FetchError(f"{url}: {size} bytes, expected {wanted}")
         return b"".join(parts)
+
+
+def wait_turn(host: str, pause: float) -> None:
+    """Wait until this process may ask a host again; it then waits `pause` seconds for its next turn."""
+    with _TURN:
+        turn = max(time.monotonic(), _NEXT.get(host, 0.0))
+        _NEXT[host] = turn + pause
+    time.sleep(max(turn - time.monotonic(), 0.0))
