@@ -14,8 +14,9 @@ dialogue goes into `sources` the same way:
 `form="messages"` on any of them puts the same conversation into meta as chat messages; the stage
 `data.chat_stage.Chats` then renders them in a model's template, as configs/finetune_smollm2_chat.py does.
 
-Cost of the dataset, measured on one shared x86-64 core: 6 seconds. Result on the 592 rows of the coffee dump: 212
-questions with their answers (0.4 MB, 127,478 tokens), 7 of them held out; dropped: 40 tag wikis, 13 without an answer.
+Cost of the dataset (`python -m data.main`), measured on two x86-64 cores with other work on both: 10 seconds. Result on
+the 592 rows of the coffee dump: 212 questions with their answers (0.4 MB, 127,478 tokens), 7 of them held out; dropped:
+40 tag wikis, 13 without an answer.
 """
 
 import os
