@@ -31,6 +31,8 @@ LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]+\},?)
 MESHED = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\((\[?)([\d,]+)\]?(?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}"
 )
+# What TPU slices do together is written as a transfer to the hosts, who do it: `{0,1}x{0:15}`, slices x chips.
+BETWEEN_SLICES = re.compile(r'_xla_megascale_target="\{([^}]*)\}.*?_xla_megascale_transfer_type="(\w+)"')
 CHANNEL = re.compile(r"channel_id=(\d+)")
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
@@ -71,7 +73,7 @@ def collectives(text: str, domain: int | None = None) -> list[Collective]:
     An all-reduce whose result is cut into parts at once, as TPU compilers write it, is a reduce-scatter.
     domain: devices that fast links join, in the order of the mesh; None: all.
     """
-    limits = loop_limits(text)
+    limits, starts = loop_limits(text), loop_starts(text)
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
     found: dict[str, list[tuple[str, int, int, bool, int]]] = defaultdict(list)
     # One that runs beside other work is written in several fusions, once for each of its parts.
@@ -97,7 +99,11 @@ def collectives(text: str, domain: int | None = None) -> list[Collective]:
                 network = domain is not None and any(len({device // domain for device in ids}) > 1 for ids in groups)
                 stride = max((ids[1] - ids[0] for ids in groups if len(ids) > 1), default=1)
                 found[computation].append((kind, size, group, network, stride))
-            times = trip_count(rest, limits) if operation == "while" else 1
+            elif operation == "send" and (between := BETWEEN_SLICES.search(rest)):
+                slices = numbers(between[1])
+                kind = between[2].lower().replace("_", "-")
+                found[computation].append((kind, result_bytes(shape, operation), slices, True, devices))
+            times = trip_count(rest, limits, starts) if operation == "while" else 1
             names = CALLED.findall(rest) + [
                 name.strip().lstrip("%") for group in BRANCHES.findall(rest) for name in group.split(",")
             ]
@@ -133,8 +139,14 @@ def device_groups(rest: str, devices: int) -> Sequence[Sequence[int]]:
     return [list(range(devices))]
 
 
+def numbers(text: str) -> int:
+    """How many numbers `0,1` or `0:3` names, the ends included."""
+    ends = [part.split(":") for part in text.split(",")]
+    return sum(int(end[-1]) - int(end[0]) + 1 for end in ends)
+
+
 def loop_limits(text: str) -> dict[str, int]:
-    """{condition: N} of the loops that run while a counter is below the constant N; a scan's counter begins at 0."""
+    """{condition: N} of the loops that run while a counter is below the constant N."""
     constants: dict[str, list[int]] = defaultdict(list)
     counted: set[str] = set()
     computation = ""
@@ -148,12 +160,24 @@ def loop_limits(text: str) -> dict[str, int]:
     return {name: constants[name][0] for name in counted if len(constants[name]) == 1}
 
 
-def trip_count(rest: str, limits: dict[str, int]) -> int:
-    """Iterations of a `while`: what the compiler wrote beside it (CPU, GPU), or its condition's limit (TPU), or 1."""
+def loop_starts(text: str) -> dict[str, int]:
+    """{tuple: n} of the tuples that begin with the constant n, as a loop's values do with its counter. One of which an
+    iteration was taken out begins at 1."""
+    constants = {name: int(value) for name, value in re.findall(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", text)}
+    copies = dict(re.findall(r"%([\w.\-]+) = s32\[\]\S* copy\(%([\w.\-]+)\)", text))
+    first = re.findall(r"%([\w.\-]+) = \(.* tuple\(%([\w.\-]+)", text)
+    return {name: constants.get(copies.get(value, value), 0) for name, value in first}
+
+
+def trip_count(rest: str, limits: dict[str, int], starts: dict[str, int]) -> int:
+    """Iterations of a `while`: what the compiler wrote beside it (CPU, GPU), or from its start to its condition's limit
+    (TPU), or 1."""
     if trips := TRIPS.search(rest):
         return int(trips[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", rest)
-    return limits.get(condition[1], 1) if condition else 1
+    condition, begin = re.search(r"condition=%?([\w.\-]+)", rest), re.match(r"%?([\w.\-]+)", rest)
+    if not condition or not begin or condition[1] not in limits:
+        return 1
+    return limits[condition[1]] - starts.get(begin[1], 0)
 
 
 def runs(entry: str, calls: dict[str, list[tuple[str, int]]]) -> dict[str, int]:
@@ -185,7 +209,7 @@ def result_bytes(shape: str, operation: str) -> int:
     ]
     if operation.endswith("-start") and operation != "all-reduce-start":
         sizes = sizes[len(sizes) // 2 :]
-    return sum(sizes)
+    return sizes[0] if operation == "send" else sum(sizes)  # which also has a context
 
 
 def item_bits(dtype: str) -> int:

@@ -105,6 +105,10 @@ HLO = """HloModule step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}, num_
   ROOT %m = (s32[], f32[8]{0}) collective-permute(%p), channel_id=3, source_target_pairs={{0,4},{4,0}}
 }
 
+%later (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  ROOT %m = (s32[], f32[4]{0}) all-to-all(%p), channel_id=4, replica_groups={{0,1},{2,3},{4,5},{6,7}}
+}
+
 %first_part (p: f32[8]) -> f32[8] {
   ROOT %r = f32[8]{0} all-reduce(%p), channel_id=9, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, to_apply=%add
 }
@@ -124,21 +128,32 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   %c = f32[8]{0} fusion(%a), calls=%first_part
   %d = f32[8]{0} fusion(%c), calls=%second_part
   %e = f32[2]{0} fusion(%d), calls=%all-reduce-scatter.1
+  %n = (f32[6,1]{0}, u32[], token[]) send(%c, %t), channel_id=2, is_host_transfer=true, frontend_attributes={HOSTS}
+  %one = s32[]{:T(128)} constant(1)
+  %begin = s32[]{:T(128)} copy(%one)
+  %rest = (s32[]{:T(128)}, f32[8]{0}) tuple(%begin, %e)
+  %w3 = (s32[], f32[8]{0}) while(%rest), condition=%below, body=%later
   ROOT %s = f32[2]{0} reduce-scatter(%c), channel_id=11, replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add
 }
-"""
+""".replace(
+    "HOSTS",
+    '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",'
+    '_xla_megascale_target="{0,1}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"',
+)
 
 
 def test_collectives_are_counted_as_often_as_their_loop_runs_by_group_and_link():
-    assert sorted(collectives(HLO, domain=4), key=lambda one: (one.kind, one.group, one.times)) == [
+    assert sorted(collectives(HLO, domain=4), key=lambda one: (one.kind, one.group, one.times, one.size)) == [
         Collective("all-gather", 64, 4 * 1024 * 2, 4, False),  # two of one channel: of `shard_map` all have the same
         Collective("all-gather", 32, 128 * 4 + 16 * 4, 8, True),
+        Collective("all-reduce", 1, 24, 2, True, 8),  # by the hosts of two slices
         Collective("all-reduce", 1, 32, 2, True, 4),  # written once for each of its parts
+        Collective("all-to-all", 3, 4 + 4 * 4, 2, False),  # from 1 to below 4: one iteration was taken out
         Collective("collective-permute", 4, 4 + 8 * 4, 2, True, 4),  # a TPU program: its condition has the limit
         Collective("reduce-scatter", 1, 8, 2, True, 4),
         Collective("reduce-scatter", 1, 8, 4, False),  # an all-reduce of which each device keeps its part
     ]
-    assert not any(one.network for one in collectives(HLO))
+    assert [one.size for one in collectives(HLO) if one.network] == [24]
 
 
 def test_a_ring_sends_the_bytes_that_are_known_of_it():
