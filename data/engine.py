@@ -53,6 +53,7 @@ class Engine(Protocol):
         *,
         label: str,
         documents: Callable[[R], int] | None = None,
+        deaths: int = MAX_ATTEMPTS,
     ) -> list[R]:
         """As `map_shards` with fn(shard, model): for what needs a model, which build() makes once wherever it runs.
 
@@ -144,11 +145,12 @@ class _Pool:
         *,
         label: str,
         documents: Callable[[R], int] | None = None,
+        deaths: int = MAX_ATTEMPTS,
     ) -> list[R]:
         shards = list(shards)
         hands = Inline(partial(with_model, fn=fn, model=cache(build)), shards)
         with Progress(label, shards, documents) as progress:
-            return collect(schedule(hands, shards, label, progress), progress)
+            return collect(schedule(hands, shards, label, progress, deaths=deaths), progress)
 
     def close(self) -> None:
         """End all workers at once, whatever they do."""

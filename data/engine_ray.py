@@ -157,6 +157,7 @@ class _Cluster:
         *,
         label: str,
         documents: Callable[[R], int] | None = None,
+        deaths: int = MAX_ATTEMPTS,
     ) -> list[R]:
         """As `Engine.map_with`: actors that live as long as the call, each with the model that build() made in it."""
         shards = list(shards)
@@ -164,7 +165,7 @@ class _Cluster:
             work = pickled_function(partial(call_with_model, build=build, fn=fn), label)
             hands = RayActors(self._ray, self._config, work, shards)
             try:
-                return collect(schedule(hands, shards, label, progress), progress)
+                return collect(schedule(hands, shards, label, progress, deaths=deaths), progress)
             finally:
                 hands.close()
 

@@ -27,7 +27,7 @@ from uuid import uuid4
 
 from data.document import Document, Drop, Dropped
 from data.engine import Engine
-from data.strikes import MAX_DEATHS, STRIKES, watched
+from data.strikes import MAX_DEATHS, PROBE_AFTER, STRIKES, Strikes, watched
 from data.tables import open_documents, open_dropped, read_documents, write_json
 
 NOT_IN_KEY = {"in_key": False}  # dataclasses.field(metadata=NOT_IN_KEY): a setting that never changes what is written
@@ -101,10 +101,14 @@ def map_documents_with(
     *,
     label: str,
 ) -> Counts:
-    """As `map_documents` with transform(documents, model), for a model that build() makes where it will run."""
+    """As `map_documents` with transform(documents, model), for a model that build() makes where it will run.
+
+    A shard whose process dies twice is probed a document at a time, as data.strikes says.
+    """
     tasks = [(path, index) for index, path in enumerate(inputs)]
     fn = partial(_map_shard_with, transform=transform, output=output, label=label)
-    return sum(engine.map_with(build, fn, tasks, label=label, documents=_documents_read), Counts())
+    books = engine.map_with(build, fn, tasks, label=label, documents=_documents_read, deaths=MAX_DEATHS)
+    return sum(books, Counts())
 
 
 def shard_name(index: int) -> str:
@@ -125,8 +129,10 @@ def mark_done(output: Path, index: int, counts: Counts) -> None:
     write_json(path, asdict(counts))
 
 
-def _map_shard(task: tuple[Path, int], *, transform: Transform, output: Path, label: str, build: str) -> Counts:
-    """One shard; build: a name of this run of the stage, within which deaths are counted."""
+def _map_shard(
+    task: tuple[Path, int], *, transform: Transform, output: Path, label: str, build: str, batched: bool = False
+) -> Counts:
+    """One shard; build: a name of this run of the stage, within which deaths are counted. batched: as a model does."""
     path, index = task
     done = done_counts(output, index)
     if done is not None:
@@ -135,6 +141,8 @@ def _map_shard(task: tuple[Path, int], *, transform: Transform, output: Path, la
         for name in ("kept", "dropped", "scratch"):
             (output / name).mkdir(parents=True, exist_ok=True)
         strikes = stack.enter_context(watched(output / "scratch" / f"{index:05d}.{build}.strikes"))
+        if batched and strikes.deaths >= PROBE_AFTER:
+            _probe(path, transform, strikes)
         kept = stack.enter_context(open_documents(output / "kept" / shard_name(index)))
         dropped = stack.enter_context(open_dropped(output / "dropped" / shard_name(index)))
         read = 0
@@ -146,7 +154,8 @@ def _map_shard(task: tuple[Path, int], *, transform: Transform, output: Path, la
                 if strikes.out(read):
                     dropped.write(Dropped(document, label, Drop("killed_worker", STRIKES, STRIKES)))
                 else:
-                    strikes.note(read)
+                    if not batched:
+                        strikes.note(read)
                     yield document
 
         for result in transform(documents()):
@@ -161,8 +170,19 @@ def _map_shard(task: tuple[Path, int], *, transform: Transform, output: Path, la
     return counts
 
 
+def _probe(path: Path, transform: Transform, strikes: Strikes) -> None:
+    """Send documents through a model one by one, for the one that kills; what comes out is not kept."""
+    for number, document in enumerate(read_documents(path), 1):
+        if strikes.unproven(number):
+            strikes.note(number)
+            for _ in transform(iter([document])):
+                pass
+    strikes.note_batches()
+
+
 def _map_shard_with(task: tuple[Path, int], model: Any, *, transform: Any, output: Path, label: str) -> Counts:
-    return _map_shard(task, transform=partial(_given, transform, model), output=output, label=label, build="model")
+    given = partial(_given, transform, model)
+    return _map_shard(task, transform=given, output=output, label=label, build="model", batched=True)
 
 
 def _given(transform: Any, model: Any, documents: Iterator[Document]) -> Iterable[Document | Dropped]:

@@ -2,6 +2,10 @@
 
 A shard whose process has died once is done again with a note on disk before each document; the document that was
 begun last when the process dies has a strike. With `STRIKES` of them it is left out, and the rest of the shard goes on.
+
+A model sees documents in batches, where the last one that was begun says little. So a shard that has cost two processes
+is probed: each document goes through the model by itself, with a note, before they all go in batches as before. When
+nobody dies alone, and the batches kill all the same, no document is at fault, and the run stops with a sentence.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 STRIKES = 2  # deaths, each in the same document, after which it is dropped
+BATCHES = 0  # the note of all documents together; single ones are counted from 1
+PROBE_AFTER = 2  # deaths of a shard with a model: one may be the machine's
 MAX_DEATHS = 25  # of one shard: about twelve such documents; more is a fault of the machine or the code
 
 
@@ -22,8 +28,10 @@ class Strikes:
     def __init__(self, path: Path):
         self._watching = path.exists()
         lives = path.read_text(encoding="ascii").split("start\n") if self._watching else []
-        last = [notes.split()[-1] for notes in lives if notes]
-        self._strikes = Counter(int(note) for note in last)
+        last = [int(notes.split()[-1]) for notes in lives if notes]
+        self._strikes = Counter(last)
+        self._last = last[-1] if last else 1
+        self.deaths = max(len(lives) - 1, 0)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.write(self._file, b"start\n")
@@ -36,6 +44,19 @@ class Strikes:
         """The document at this place is begun."""
         if self._watching:
             os.write(self._file, b"%d\n" % number)
+
+    def unproven(self, number: int) -> bool:
+        """Whether this document was not yet seen to go through the model by itself."""
+        return self._last != BATCHES and number >= self._last and not self.out(number)
+
+    def note_batches(self) -> None:
+        """Each document has gone by itself; now they go in batches. ValueError where those kill all the same."""
+        if self.out(BATCHES):
+            raise ValueError(
+                f"its process died {self.deaths} times; each document alone goes through the model, so the batches are "
+                "too large for the memory: set a smaller batch_size, or give each model more"
+            )
+        self.note(BATCHES)
 
     def close(self) -> None:
         """End the notes."""

@@ -235,6 +235,40 @@ class Watched:
         return Scoring()
 
 
+class Fragile:
+    """A stand-in for a model that dies as the OOM killer does it, at a text that is too much for it."""
+
+    def score(self, texts: Any) -> tuple[list[float], list[int]]:
+        if "poison" in texts:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [float(len(text)) for text in texts], [1 for _ in texts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FragileSpec:
+    """A spec that builds it."""
+
+    def build(self) -> Fragile:
+        return Fragile()
+
+
+@pytest.mark.slow
+def test_a_document_that_kills_an_actor_is_dropped(
+    cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = [tmp_path / f"{number}.parquet" for number in range(3)]
+    for shard, path in enumerate(inputs):
+        texts = ["poison" if (shard, i) == (1, 4) else f"text {i}" for i in range(9)]
+        write_documents(path, [Document(id=f"s:{shard}-{i}", text=t, source="s") for i, t in enumerate(texts)])
+    with engine(cluster).session(tmp_path) as session:
+        counts = ScorePerplexity(scorer=FragileSpec(), batch_size=4).run(inputs, tmp_path / "out", session)
+    assert (counts.kept, counts.dropped) == (26, 1)
+    (row,) = read_dropped(tmp_path / "out" / "dropped" / "00001.parquet")
+    assert (row.document.id, row.step, row.drop.reason) == ("s:1-4", "perplexity", "killed_worker")
+    said = capsys.readouterr()
+    assert "perplexity: shard 2 of 3: ActorDiedError" in said.out + said.err  # named, once
+
+
 @pytest.mark.slow
 def test_perplexity_by_actors_is_local_scoring_and_compiles_once(cluster: Any, tmp_path: Path) -> None:
     from tests.models.checkpoint_cases import save_tiny

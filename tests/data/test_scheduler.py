@@ -68,6 +68,48 @@ def test_a_shard_of_nothing_but_such_documents_stops_the_run(tmp_path: Path, mon
         map_documents(deadly, inputs, tmp_path / "out", LocalPool(workers=2), label="clean")
 
 
+class Model:
+    """Takes documents in batches, and kills its process at those that it cannot bear."""
+
+    def __init__(self, most: int = 100):
+        self.most = most
+
+    def batches(self, documents: Iterable[Document]) -> Iterator[Document]:
+        window = list(documents)  # all are read before the first is worked on
+        if "poison" in {document.text for document in window} or len(window) > self.most:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield from (document.with_scores(batch=len(window)) for document in window)
+
+
+def through(documents: Iterable[Document], model: Model) -> Iterator[Document]:
+    return model.batches(documents)
+
+
+def with_model(inputs: list[Path], output: Path, model: Model) -> Counts:
+    """`map_documents_with` on processes that may die (the local engine's models live in the driver)."""
+    fn = partial(stage._map_shard_with, model=model, transform=through, output=output, label="score")
+    tasks = [(path, index) for index, path in enumerate(inputs)]
+    return sum(LocalPool(workers=2).map_shards(fn, tasks, label="score", deaths=stage.MAX_DEATHS), Counts())
+
+
+def test_a_document_that_kills_a_model_is_found_though_it_comes_in_batches(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    inputs = shards(tmp_path / "in", {0: [7, 9], 2: [19]})
+    assert with_model(inputs, output, Model()) == Counts(read=60, kept=57, dropped=3)
+    dropped = [row for path in sorted((output / "dropped").glob("*.parquet")) for row in read_dropped(path)]
+    assert [(row.document.id, row.drop.reason) for row in dropped] == [
+        (name, "killed_worker") for name in ("s:0-7", "s:0-9", "s:2-19")
+    ]
+    batches = [d.scores["batch"] for path in (output / "kept").glob("*.parquet") for d in read_documents(path)]
+    assert set(batches) == {18, 19, 20}  # as if nothing had been: probing leaves no mark
+
+
+def test_batches_that_are_too_large_are_no_document_s_fault(tmp_path: Path) -> None:
+    inputs = shards(tmp_path / "in", {})
+    with pytest.raises(ShardError, match=r"score: shard . of 3 .*died 4 times; .* smaller batch_size"):
+        with_model(inputs, tmp_path / "out", Model(most=19))
+
+
 def test_strikes_count_deaths_in_one_document_only(tmp_path: Path) -> None:
     path = tmp_path / "notes"
     path.write_text("start\nstart\n1\n2\nstart\n1\n2\n3\nstart\n1\n2\n")
