@@ -14,7 +14,7 @@ from data.build import DataConfig
 from data.heldout import HeldOut
 from data.loader import LoaderConfig
 from data.sources.labelled_lines import LabelledLines
-from data.tokenizer import TokenizerConfig
+from data.tokenizer_config import TokenizerConfig
 from data.weights import Temperature
 from models.config import Attention, Embedding, ModelConfig, RMSNorm
 from train.checkpoint import CheckpointConfig

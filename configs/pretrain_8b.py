@@ -16,7 +16,7 @@ from data.dedup.near import NearDedup
 from data.heldout import HeldOut
 from data.loader import LoaderConfig
 from data.sources.jsonl import JsonlSource
-from data.tokenizer import TokenizerConfig
+from data.tokenizer_config import TokenizerConfig
 from models.config import Block, Embedding, Execution, ModelConfig, RMSNorm, Rotary
 from models.sharding import MeshConfig
 from train.checkpoint import CheckpointConfig

@@ -19,7 +19,7 @@ from data.dedup.near import NearDedup
 from data.heldout import HeldOut
 from data.loader import LoaderConfig
 from data.sources.python_packages import PythonCode, PythonProse
-from data.tokenizer import TokenizerConfig
+from data.tokenizer_config import TokenizerConfig
 from models.config import Attention, Embedding, ModelConfig, RMSNorm
 from train.checkpoint import CheckpointConfig
 from train.config import Config

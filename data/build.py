@@ -40,9 +40,9 @@ from data.steps import dropped_step, read_step, stage_step, token_steps
 from data.store import STORE_NOTE, Store, at_hand, find_dataset, mirror_folder
 from data.tables import LIBRARIES as TABLE_LIBRARIES
 from data.tables import write_json
-from data.tokenizer import LIBRARIES as TOKENIZER_LIBRARIES
-from data.tokenizer import TokenizerConfig
+from data.tokenizer_config import TokenizerConfig
 from data.tokenizer_extend import TokenizerExtension, TokenizerSource
+from data.tokenizer_train import LIBRARIES as TOKENIZER_LIBRARIES
 from data.tokens import LIBRARIES as TOKENS_LIBRARIES
 
 

@@ -22,11 +22,13 @@ from data.read import VERSION as READ_VERSION
 from data.read import read_source
 from data.sources.source import Source
 from data.stage import Counts, Stage
-from data.tokenizer import LIBRARIES as TOKENIZER_LIBRARIES
-from data.tokenizer import VERSION as TOKENIZER_VERSION
-from data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from data.tokenizer import load_tokenizer
+from data.tokenizer_config import TokenizerConfig
 from data.tokenizer_extend import VERSION as EXTENSION_VERSION
 from data.tokenizer_extend import TokenizerExtension, TokenizerSource, extend_tokenizer
+from data.tokenizer_train import LIBRARIES as TOKENIZER_LIBRARIES
+from data.tokenizer_train import VERSION as TOKENIZER_VERSION
+from data.tokenizer_train import train_tokenizer
 from data.tokens import LIBRARIES as TOKENS_LIBRARIES
 from data.tokens import VERSION as TOKENS_VERSION
 from data.tokens import tokenize_stage

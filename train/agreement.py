@@ -6,7 +6,7 @@ from pathlib import Path
 from data.build import DataConfig
 from data.loader import LoaderConfig
 from data.manifest import MANIFEST
-from data.tokenizer import TokenizerConfig
+from data.tokenizer_config import TokenizerConfig
 from data.tokenizer_extend import TokenizerExtension
 from data.weights import check_names
 from models.extend import check_same_pieces

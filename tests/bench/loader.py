@@ -26,7 +26,8 @@ import numpy as np
 from data.engine import LocalPool
 from data.loader import Loader, LoaderConfig, open_loader
 from data.tables import write_documents
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.tokenizer_config import TokenizerConfig
+from data.tokenizer_train import train_tokenizer
 from data.tokens import tokenize_stage
 from tests.bench.python_text import stdlib_text
 

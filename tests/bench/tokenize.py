@@ -31,7 +31,8 @@ import sentencepiece
 from data.engine import LocalPool
 from data.loader import LoaderConfig, open_loader
 from data.tables import read_documents, write_documents
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.tokenizer_config import TokenizerConfig
+from data.tokenizer_train import train_tokenizer
 from data.tokens import tokenize_stage
 from tests.bench.loader import MIX, make_dataset, rate
 from tests.bench.python_text import stdlib_text

@@ -18,7 +18,7 @@ from data.document import Document, Drop, Dropped
 from data.engine import Engine, LocalPool
 from data.heldout import HeldOut
 from data.stage import NOT_IN_KEY, Counts, map_documents
-from data.tokenizer import TokenizerConfig
+from data.tokenizer_config import TokenizerConfig
 
 TEXT = """the sluice lets water through when gate and level agree so that boats may pass from one side of a river
 to another without falling over stones and every keeper writes a line in his book"""

@@ -21,7 +21,8 @@ from data.clean.step import Recipe
 from data.document import Document, Dropped
 from data.loader import LoaderConfig, open_loader
 from data.sources.chat_files import ChatFiles
-from data.tokenizer import TokenizerConfig, load_tokenizer
+from data.tokenizer import load_tokenizer
+from data.tokenizer_config import TokenizerConfig
 from data.tokenizer_extend import TokenizerExtension
 from tests.data.token_data import build, stdlib_documents
 

@@ -20,7 +20,8 @@ from data.loader_stats import row_ranges
 from data.row_order import permutation
 from data.rows import Batch
 from data.token_reader import open_tokens
-from data.tokenizer import load_tokenizer, train_tokenizer
+from data.tokenizer import load_tokenizer
+from data.tokenizer_train import train_tokenizer
 from data.weights import EpochCap
 from tests.data.token_data import SMALL, build, stdlib_documents
 

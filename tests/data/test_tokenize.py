@@ -10,7 +10,8 @@ import pytest
 from data.document import Document
 from data.tables import write_documents
 from data.tokenize import token_dtype, tokenize
-from data.tokenizer import Tokenizer, train_tokenizer
+from data.tokenizer import Tokenizer
+from data.tokenizer_train import train_tokenizer
 from tests.data.token_data import SMALL, stdlib_documents
 
 

@@ -14,13 +14,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data.document import Document
 from data.tables import write_documents
-from data.tokenizer import (
-    TokenizerConfig,
-    load_tokenizer,
-    train_tokenizer,
-)
+from data.tokenizer import load_tokenizer
+from data.tokenizer_config import TokenizerConfig
 from data.tokenizer_json import JsonTokenizer
 from data.tokenizer_sample import sample_texts, training_chunks
+from data.tokenizer_train import train_tokenizer
 from tests.data.token_data import stdlib_documents, tree
 
 TRICKY = (

@@ -12,8 +12,10 @@ from data import steps
 from data.document import Document
 from data.steps import token_steps
 from data.tables import write_documents
-from data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer_config import TokenizerConfig
 from data.tokenizer_extend import TokenizerExtension, extend_bpe, extend_tokenizer
+from data.tokenizer_train import train_tokenizer
 from tests.data.test_tokenizer import TRICKY
 from tests.data.token_data import stdlib_documents
 

@@ -10,9 +10,11 @@ import pytest
 
 from data.document import Document
 from data.tables import write_documents
-from data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer_config import TokenizerConfig
 from data.tokenizer_measure import measure, premiums, read_groups
 from data.tokenizer_report import find_tokenizer, main
+from data.tokenizer_train import train_tokenizer
 from tests.data.token_data import stdlib_documents
 
 

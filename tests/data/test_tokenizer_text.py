@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from data.tables import write_documents
-from data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from data.tokenizer import load_tokenizer
+from data.tokenizer_config import TokenizerConfig
+from data.tokenizer_train import train_tokenizer
 from models.checkpoints.tokenizer import load_tokenizer_folder
 from tests.data.test_tokenizer import TRICKY
 from tests.data.token_data import stdlib_documents, tree

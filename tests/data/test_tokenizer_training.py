@@ -11,8 +11,10 @@ import pytest
 from data.document import Document
 from data.languages import script_of
 from data.tables import read_documents, write_documents
-from data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from data.tokenizer import load_tokenizer
+from data.tokenizer_config import TokenizerConfig
 from data.tokenizer_sample import balanced_texts, covered_texts, language_budgets
+from data.tokenizer_train import train_tokenizer
 from tests.data.test_tokenizer import TRICKY, fuzz
 from tests.data.token_data import stdlib_documents, tree
 

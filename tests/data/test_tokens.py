@@ -17,7 +17,9 @@ from data.document import Document
 from data.engine import LocalPool
 from data.token_reader import TokenReader, open_tokens
 from data.tokenize import tokenize
-from data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from data.tokenizer import load_tokenizer
+from data.tokenizer_config import TokenizerConfig
+from data.tokenizer_train import train_tokenizer
 from data.tokens import tokenize_stage
 from tests.data.token_data import SMALL, build, stdlib_documents, tree
 

@@ -10,7 +10,8 @@ import pytest
 from data.document import Document
 from data.loader import LoaderConfig, open_loader
 from data.token_reader import open_tokens
-from data.tokenizer import TokenizerConfig, load_tokenizer
+from data.tokenizer import load_tokenizer
+from data.tokenizer_config import TokenizerConfig
 from data.trace import byte_ends, trace, trace_row
 from tests.data.token_data import build, stdlib_documents
 

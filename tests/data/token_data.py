@@ -13,7 +13,8 @@ import xxhash
 from data.document import Document
 from data.engine import LocalPool
 from data.tables import write_documents
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.tokenizer_config import TokenizerConfig
+from data.tokenizer_train import train_tokenizer
 from data.tokens import tokenize_stage
 
 SMALL = TokenizerConfig(vocab_size=600, sample_bytes=200_000, num_threads=1)

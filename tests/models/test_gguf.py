@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, normalizers
 
 from data.document import Document
 from data.tables import write_documents
-from data.tokenizer import TokenizerConfig, train_tokenizer
+from data.tokenizer_config import TokenizerConfig
+from data.tokenizer_train import train_tokenizer
 from models.checkpoints.gguf_config import gguf_table
 from models.checkpoints.gguf_file import GgufFile
 from models.checkpoints.gguf_tokenizer import gguf_tokenizer, tokenizer_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.build import build_dataset
-from data.tokenizer import TokenizerConfig
+from data.tokenizer_config import TokenizerConfig
 from models.command import run_command
 from models.sharding import MeshConfig
 from tests.train.tiny import run_config, tiny_model, train_config

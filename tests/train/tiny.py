@@ -12,7 +12,7 @@ from data.engine import LocalPool
 from data.heldout import HeldOut
 from data.loader import LoaderConfig
 from data.sources.jsonl import JsonlSource
-from data.tokenizer import TokenizerConfig
+from data.tokenizer_config import TokenizerConfig
 from models.config import Attention, Embedding, Execution, ModelConfig, RMSNorm
 from models.sharding import MeshConfig, batch_sharding, make_mesh
 from tests.data.token_data import stdlib_documents
