@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -31,7 +31,7 @@ SAFE = (
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """One entry of a commit's tree. mode: Git's octal file mode; size: bytes, -1 where it is no file."""
+    """One entry of a commit's tree. mode: Git's octal file mode; size: bytes, -1 of no file or a damaged one."""
 
     path: str
     mode: str
@@ -126,7 +126,17 @@ def list_tree(folder: str, commit: str, limit: int) -> list[Blob]:
 
     BombError beyond `limit` entries: a few kilobytes of trees that name each other can stand for billions of files.
     """
-    command = ["git", *SAFE, "--git-dir", folder, "ls-tree", "-r", "-z", "--long", commit]
+    try:
+        entries = _walked(folder, commit, limit, "--long")
+    except CorruptError:  # git ends at the first file whose size it cannot tell; the others are not its fault
+        entries = _walked(folder, commit, limit)
+        sizes = _sizes(folder, [entry.sha for entry in entries])
+        entries = [replace(entry, size=sizes.get(entry.sha, -1)) for entry in entries]
+    return sorted(entries, key=lambda entry: entry.path)
+
+
+def _walked(folder: str, commit: str, limit: int, *options: str) -> list[Blob]:
+    command = ["git", *SAFE, "--git-dir", folder, "ls-tree", "-r", "-z", *options, commit]
     entries: list[Blob] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment()) as process:
         assert process.stdout is not None
@@ -146,13 +156,31 @@ def list_tree(folder: str, commit: str, limit: int) -> list[Blob]:
         raise BombError(f"the tree was not walked in {TREE_SECONDS:g} s")
     if process.returncode:
         raise CorruptError(f"git ls-tree failed on {commit[:12]}")
-    return sorted(entries, key=lambda entry: entry.path)
+    return entries
 
 
 def _entry(line: bytes) -> Blob:
     head, _, path = line.partition(b"\t")
-    mode, _, sha, size = head.decode().split()
-    return Blob(path.decode("utf-8", "replace"), mode, sha, int(size) if size.isdigit() else -1)
+    mode, _, sha, *size = head.decode().split()
+    return Blob(path.decode("utf-8", "replace"), mode, sha, int(size[0]) if size and size[0].isdigit() else -1)
+
+
+def _sizes(folder: str, names: Sequence[str]) -> dict[str, int]:
+    """Bytes of the files among these objects; those that are missing or damaged are left out."""
+    command = ["git", *SAFE, "--git-dir", folder, "cat-file", "--batch-check"]
+    found: dict[str, int] = {}
+    rest = list(names)
+    while rest:
+        try:
+            done = subprocess.run(
+                command, input="\n".join(rest).encode(), capture_output=True, timeout=GIT_SECONDS, env=_environment()
+            )
+        except subprocess.TimeoutExpired:
+            return found
+        told = [line.split() for line in done.stdout.splitlines()]
+        found |= {name: int(line[2]) for name, line in zip(rest, told) if len(line) == 3 and line[1] == b"blob"}
+        rest = rest[len(told) + 1 :] if done.returncode else []  # it ended at the one behind the last that it told
+    return found
 
 
 class BlobReader:

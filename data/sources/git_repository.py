@@ -51,7 +51,7 @@ class GitSource:
     max_repository_bytes: int = 1 << 30
     cache: str = "~/.cache/sluice/git"
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     code_modules: ClassVar[tuple[str, ...]] = tuple(
         f"data.sources.{name}"
         for name in ("base", "git_repository", "git_objects", "jsonl", "licences", "notebooks", "source_code")
@@ -152,6 +152,8 @@ class GitSource:
         """The text, or (reason, value, threshold)."""
         if entry.mode in (SYMLINK, SUBMODULE):
             return ("symlink" if entry.mode == SYMLINK else "submodule"), None, None
+        if entry.size < 0:
+            return "corrupt_record", f"object {entry.sha[:12]} does not read", None
         if entry.size > self.max_file_bytes:
             return "record_too_large", entry.size, self.max_file_bytes
         try:

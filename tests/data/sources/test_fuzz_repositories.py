@@ -12,6 +12,7 @@ import pytest
 
 from data.sources import git_objects
 from data.sources.git_repository import GitSource
+from tests.data.sources.helpers import read
 from tests.data.sources.test_code_sources import git
 from tests.data.sources.wounds import SIZES, check, mutate
 
@@ -74,6 +75,16 @@ def test_a_broken_blob_costs_that_file_only(tmp_path: Path) -> None:
         path.write_bytes(b"broken")
     kept, dropped = check(GitSource(name="f", repositories=(str(root),), leave_out=()))
     assert kept + dropped == 6 and kept >= 4
+
+
+def test_a_file_whose_size_cannot_be_told_costs_that_file_only(tmp_path: Path) -> None:
+    root, _ = a_repository(tmp_path)
+    sha = git(root, "rev-parse", "HEAD:data/sources/wat.py").strip()
+    (root / ".git" / "objects" / sha[:2] / sha[2:]).unlink()  # the newest commits lie outside of the pack
+    source = GitSource(name="f", repositories=(str(root),), leave_out=())
+    documents, drops = read(source)
+    corrupt = [drop.document.meta["path"] for drop in drops if drop.drop.reason == "corrupt_record"]
+    assert corrupt == ["data/sources/wat.py"] and len(documents) + len(drops) == 6 and len(documents) >= 4
 
 
 def test_trees_that_stand_for_billions_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
