@@ -1,8 +1,9 @@
 """`train.main` with something that happens to it, once: what the tests of several processes run.
 
 MISHAP="kill:7:1" in the environment: process 1 is ended by SIGKILL at step 7; "term", "stop" and "quit" (SIGTERM,
-SIGSTOP, exit code 3); "save": SIGKILL while the checkpoint of that step is being written. RECORD=FOLDER: what is fed to
-this process's devices, a file a step.
+SIGSTOP, exit code 3); "save": SIGKILL while the checkpoint of that step is being written; "final": SIGKILL during the
+final evaluation. RECORD=FOLDER: what is fed to this process's devices, a file a step. SAYS_WAITING: seconds between two
+lines of a process that waits.
 """
 
 import json
@@ -14,12 +15,17 @@ from pathlib import Path
 import numpy as np
 
 import train.loop
+import train.meeting
+from models.command import run_command
 from train import main
 from train.checkpoint import Checkpoints
 from train.meeting import Processes
 
-SIGNALS = {"kill": signal.SIGKILL, "save": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
-doing = {"step": 0}
+SIGNALS = {"kill": signal.SIGKILL, "save": signal.SIGKILL, "final": signal.SIGKILL} | {
+    "term": signal.SIGTERM,
+    "stop": signal.SIGSTOP,
+}
+doing = {"step": 0, "what": ""}
 
 
 def happen(kind: str, step: int, process: int) -> None:
@@ -35,11 +41,12 @@ def happen(kind: str, step: int, process: int) -> None:
 
 def with_mishaps() -> None:
     """Puts the mishaps in their places."""
-    beat, save, place = Processes.beat, Checkpoints.save, train.loop.to_global
+    beat, save, place, score = Processes.beat, Checkpoints.save, train.loop.to_global, train.loop.heldout_scores
+    train.meeting.SAYS_WAITING = float(os.environ.get("SAYS_WAITING", train.meeting.SAYS_WAITING))
 
     def beats(self, step, what, **options):
         beat(self, step, what, **options)
-        doing["step"] = step
+        doing.update(step=step, what=what)
         if what == "in its step":
             for kind in ("kill", "term", "stop", "quit"):
                 happen(kind, step, self.index)
@@ -61,7 +68,14 @@ def with_mishaps() -> None:
             np.savez(Path(folder) / f"{doing['step']}.{index}.npz", **parts)
         return arrays
 
+    def scores(*arguments):
+        found = score(*arguments)
+        if doing["what"] == "finishing":
+            happen("final", doing["step"], int(os.environ.get("SLUICE_PROCESS_INDEX", "0")))
+        return found
+
     Processes.beat, Checkpoints.save, train.loop.to_global = beats, saves, places
+    train.loop.heldout_scores = scores
 
 
 def recorded(folder: Path) -> dict[int, dict[str, np.ndarray]]:
@@ -97,4 +111,4 @@ def last_step(run_dir: Path) -> int:
 
 if __name__ == "__main__":
     with_mishaps()
-    main.main()
+    run_command(main.run)

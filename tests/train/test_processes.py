@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.manifest import read_manifest
 from launch.local import run
 from models.command import use_compile_cache
 from tests.train.mishaps import bits, recorded, write_config
 from tests.train.tiny import losses
+from train.export import run as export
+from train.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
@@ -51,6 +54,13 @@ class Runs:
         ours = [line for line in shown if str(self.folder / name) in line]
         zombies = [line for line in shown if line.split()[1] == str(os.getpid()) and line.split()[2].startswith("Z")]
         return "\n".join(ours + zombies)
+
+
+def last_line(folder: Path) -> dict:
+    """The final evaluation, but for what is timed."""
+    return {
+        name: value for name, value in read_metrics(folder)[-1].items() if not name.startswith(("time", "throughput"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +108,33 @@ def test_sigkill_in_the_middle_of_a_save_leaves_the_one_before(runs, two, capfd)
     assert ", going on after step 4" in capfd.readouterr().out
     assert bits(losses(folder)) == bits(two)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["12", "8"]
+
+
+def test_the_final_evaluation_and_the_export_survive_a_kill(runs, two, capfd):
+    code, folder = runs.start("final", 2, mishap="final:12:1")
+    assert code == 75 and (folder / "checkpoints" / "12").exists()
+    assert not (folder / "samples.txt").exists() and not (folder / "report.html").exists()
+    steps = losses(folder)
+    assert runs.start("final", 2)[0] == 0  # trains nothing more: it evaluates, samples and reports
+    assert steps == losses(folder) and bits(steps) == bits(two)
+    whole = runs.folder / "two"
+    assert last_line(folder) == last_line(whole)
+    assert (folder / "samples.txt").read_text() == (whole / "samples.txt").read_text()
+    capfd.readouterr()
+    assert runs.start("final", 2)[0] == 0 and "held-out bits/byte" in capfd.readouterr().out  # finished: says so
+    export(["--checkpoint", str(folder), "--format", "hf", "--out", str(runs.folder / "exported")])
+    assert (runs.folder / "exported" / "model.safetensors").exists()
+
+
+def test_of_two_that_start_anew_process_0_builds_the_dataset_and_the_other_waits(runs, two, corpus, capfd):
+    dataset = runs.folder / "built anew"
+    code, folder = runs.start("fresh", 2, f"data.path={str(dataset)!r}", SAYS_WAITING="0.4")
+    assert code == 0 and bits(losses(folder)) == bits(two)
+    assert read_manifest(dataset)["key"] == read_manifest(corpus / "dataset")["key"]
+    lines = capfd.readouterr().out.splitlines()
+    waiting = [line for line in lines if "waiting for process 0 to build the dataset" in line]
+    assert waiting and all(line.startswith("[1] process 1: ") for line in waiting)
+    assert any(line.endswith(")") for line in waiting)  # with the last line of the build's log
 
 
 def test_one_that_is_stopped_is_named_and_the_run_ends(runs, capfd):
