@@ -9,10 +9,10 @@ folder of this machine, and what is whole goes to the store, where an upload is 
                         holds what a kill could have left in a folder. stage.json comes last: with it, the step is whole
     documents/ ...      copied within the store from stages/; manifest.json comes last: with it, the dataset is whole
 
-A driver that starts elsewhere takes down what is there and goes on; steps at work lose at most KEEP_SECONDS. A reader
-takes what it opens: `find_dataset` the manifest, tokenizer and index, `at_hand` the rest when it is needed. What comes
-down must have the size that the store and the manifest say; token shards must also hold their number of records.
-The driver does all transfers. Two drivers must not build one dataset at once: stores have no locks.
+A driver that starts elsewhere takes down what is there and goes on. A reader takes what it opens: `find_dataset` the
+manifest, tokenizer and index, `at_hand` the rest when it is needed. What comes down must have the size that the store
+and the manifest say; token shards must also hold their number of records. The driver does all transfers. Two drivers
+must not build one dataset at once: stores have no locks.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Store:
         self.url, self.folder = url.rstrip("/"), folder
         self._files, root = filesystem_of(self.url)
         self._root = root.rstrip("/")
-        self._sent: dict[str, tuple[int, int]] = {}  # {name: (bytes, time)} of files of steps at work
+        self._sent: dict[str, tuple[int, int]] = {}  # {name: (time, bytes)} of files of steps at work
 
     def sizes(self, below: str = "") -> dict[str, int]:
         """{path below the dataset: bytes} of what the store holds, below one of its folders."""
@@ -149,9 +149,10 @@ class Store:
     def put_step(self, name: str) -> None:
         """Make the store hold a whole step: its files and no others, stage.json last."""
         there, here = self.sizes(name), _sizes(self.folder / name, self.folder)
-        missing = [file for file, size in here.items() if there.get(file) != size or file.endswith(LAST)]
         if f"{name}/stage.json" in there and there == here:
             return
+        old = [file for file, sent in self._sent.items() if file in here and sent != _state(self.folder / file)]
+        missing = [file for file, size in here.items() if there.get(file) != size or file in old or file.endswith(LAST)]
         first, last = _in_order(missing)
         self.put(first)
         self.remove(set(there) - set(here))
@@ -184,19 +185,19 @@ class Store:
             below = file.relative_to(partial)
             try:
                 if file.is_file() and not any(part.endswith(UNFINISHED) for part in below.parts):
-                    found.append((file.stat().st_mtime_ns, below.as_posix(), file.stat().st_size))
+                    found.append((_state(file), below.as_posix()))
             except OSError:
                 continue  # gone since
-        for moment, below_name, size in sorted(found):
+        for state, below_name in sorted(found):
             key = f"{name}/{below_name}"
             if over.is_set():
                 return
-            if self._sent.get(key) != (size, moment):
+            if self._sent.get(key) != state:
                 try:
                     self._put_one(key, partial / below_name)
                 except FileNotFoundError:
                     continue  # gone since
-                self._sent[key] = (size, moment)
+                self._sent[key] = state
 
     def _put_one(self, name: str, path: Path | None = None) -> None:
         source = self.folder / name if path is None else path
@@ -273,6 +274,12 @@ def at_hand(dataset: Path, *below: str) -> None:
         if not wanted:  # stages/, which the manifest does not list
             wanted = {name: size for name, size in store.sizes(part).items() if name.endswith((".parquet", ".json"))}
         store.get(wanted, wanted)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """(when it was written, its bytes): oldest first in order."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 def _in_order(names: Iterable[str]) -> tuple[list[str], list[str]]:
