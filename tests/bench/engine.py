@@ -160,4 +160,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from tests.bench import engine  # by its real name, so that workers find its functions
+
+    engine.main()
