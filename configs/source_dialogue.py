@@ -16,7 +16,7 @@ dialogue goes into `sources` the same way:
 
 Cost of the dataset (`python -m data.main`), measured on two x86-64 cores with other work on both: 10 seconds. Result on
 the 592 rows of the coffee dump: 212 questions with their answers (0.4 MB, 127,478 tokens), 7 of them held out; dropped:
-40 tag wikis, 13 without an answer.
+40 tag wikis, 13 without an answer. With the training of 200 steps: 3 minutes 28 seconds.
 """
 
 import os

@@ -6,7 +6,8 @@ SLUICE_REAL_DATA (default: inputs) names a folder with arxiv/ (.tex, tars of arX
 
 Cost of the dataset (`python -m data.main`), measured on two x86-64 cores with other work on both: 10 seconds. Result:
 one LaTeX paper, three abstracts, three articles and one PubMed record (0.1 MB), nothing dropped; one article and one
-abstract are held out.
+abstract are held out. With the training of 200 steps: 5 minutes 33 seconds, and so little text teaches a model nothing
+that holds: 3.55 bits per byte of what is held out, where gzip needs 2.64.
 """
 
 import os
