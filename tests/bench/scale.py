@@ -8,6 +8,7 @@ SLUICE_CUDA_PYTHON name; no accelerator. The TPU compiler takes some minutes a m
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -99,7 +100,7 @@ def communication() -> dict[str, dict[str, float]]:
         ratios[name] = {}
         for purpose, (found, ideal) in traffic.items():
             if max(found, ideal) > total / 1000:
-                ratios[name][purpose] = found / ideal if ideal else float("inf")
+                ratios[name][purpose] = found / ideal if ideal else math.inf
                 print(f"{name:<32} {purpose:<18} {found / 2**20:>10,.1f} MiB, ideal {ideal / 2**20:>10,.1f}: "
                       f"{ratios[name][purpose]:.3f}", flush=True)  # fmt: skip
     return ratios
