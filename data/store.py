@@ -240,15 +240,14 @@ def find_dataset(path: str, folder: Path | None = None) -> Path:
     """
     if not is_remote(path):
         return Path(path.removeprefix("file://"))
-    folder = mirror_folder(path) if folder is None else folder
+    folder = folder or mirror_folder(path)
     store = Store(path, folder)
     text = store.read(MANIFEST)
     if text is None:
         raise ValueError(f"{path}: no whole dataset here ({MANIFEST} is missing); build it with python -m data.main")
     files = parse_manifest(text, f"{path}/{MANIFEST}")["files"]
     with _alone(folder):
-        here = folder / MANIFEST
-        if not here.is_file() or here.read_bytes() != text:
+        if not (here := folder / MANIFEST).is_file() or here.read_bytes() != text:
             here.unlink(missing_ok=True)
             for old in {name.partition("/")[0] for name in files}:
                 shutil.rmtree(folder / old, ignore_errors=True)
