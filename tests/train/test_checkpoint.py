@@ -1,16 +1,41 @@
 """A checkpoint is what the state was when it was saved, on any mesh; half ones are removed, others' are refused."""
 
 import shutil
+from pathlib import Path
 
+import fsspec
 import jax
 import numpy as np
 import pytest
+from etils import epath
+from etils.epath.backend import fsspec_backend
 
 from models.sharding import MeshConfig
 from tests.train.tiny import Trainer, random_batch
 from train.checkpoint import CheckpointConfig, Checkpoints, Position
+from train.tiers import Copier, open_folder, whole_steps
 
 IDENTITY = {"model": {"num_layers": 2, "norm": {"eps": 1e-6}}, "tokenizer": "abc", "ema": False}
+
+
+class InFolder:
+    """A file system that takes the paths of a store, gs://BUCKET/FILE."""
+
+    def __init__(self, inner):
+        self._inner = inner
+
+    def __getattr__(self, name):
+        method = getattr(self._inner, name)
+
+        def call(*paths, **options):
+            return method(*(p.removeprefix("gs://") if isinstance(p, str) else p for p in paths), **options)
+
+        return call
+
+
+def files(folder):
+    """All files under a folder."""
+    return [path for path in Path(folder).rglob("*") if path.is_file()]
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +130,34 @@ def test_a_fast_folder_has_them_often_and_the_durable_one_has_whole_copies(train
         state, position = checkpoints.resume(trainer.abstract, IDENTITY)
     assert position.step == 5
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.array(a), np.array(b)), state, trainer.state)
+
+
+def test_copies_on_an_object_store_count_when_their_mark_is_there(trainer, tmp_path, monkeypatch):
+    """gs://, with a folder in the place of the store."""
+    store = fsspec.filesystem("dir", path=str(tmp_path / "store"), fs=fsspec.filesystem("file", auto_mkdir=True))
+    here = type(fsspec_backend).fs
+    monkeypatch.setattr(
+        type(fsspec_backend),
+        "fs",
+        lambda self, path: InFolder(store) if str(path).startswith("gs://") else here(self, path),
+    )
+    (tmp_path / "store").mkdir()
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, trainer.state, IDENTITY)
+    fast, durable = epath.Path(tmp_path / "checkpoints"), open_folder("gs://bucket/run")
+    copier = Copier(fast, durable, keep=1)
+    for step in (1, 2):
+        copier.start(step)
+    copier.wait()
+    assert whole_steps(durable) == [2]
+    there = {str(path.relative_to(tmp_path / "store" / "bucket/run/2")) for path in files(tmp_path / "store")}
+    assert there == {str(path.relative_to(fast / "2")) for path in files(fast / "2")} | {"commit_success.txt"}
+    (durable / "2" / "commit_success.txt").unlink()  # as a kill during the copy leaves it
+    assert whole_steps(durable) == []
+    copier.start(2)
+    copier.wait()
+    assert whole_steps(durable) == [2]
 
 
 def test_the_first_save_that_fails_is_told_and_the_second_ends_the_run(trainer, tmp_path):
