@@ -17,14 +17,14 @@ import pytest
 
 from data.build import build_dataset
 from data.clean.perplexity import ScorePerplexity
-from data.dedup.near import NearDedup
 from data.document import Document
 from data.engine import LocalPool
 from data.engine_ray import Ray
-from data.heldout import HeldOut
+from data.manifest import read_manifest
 from data.stage import map_documents
 from data.tables import count_rows, read_documents, read_dropped, write_documents
-from tests.data.build_cases import Invented, Shorten, file_hashes, make_config
+from tests.data.build_cases import file_hashes
+from tests.data.cluster_cases import five_sources, small_quickstart
 from tests.data.sources import test_crawl_shares
 from tests.data.test_scheduler import deadly
 from tests.data.test_store import bucket, held
@@ -33,7 +33,6 @@ __all__ = ["bucket"]  # a fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 << 20}  # bytes
-FIVE = tuple(Invented(name=f"source{number}", num_shards=2, pause=0.004) for number in range(5))
 
 
 def test_the_local_path_imports_no_ray(tmp_path: Path) -> None:
@@ -81,14 +80,26 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return file_hashes(build_dataset(five_sources(tmp_path_factory.mktemp("local") / "dataset")))
 
 
-def five_sources(path: Path, **changes: Any) -> Any:
-    stages = (Shorten(pause=0.004), NearDedup(label_in_rounds_above=0), HeldOut(fraction=0.2))
-    return make_config(path, sources=FIVE, stages=stages, **changes)
+@pytest.fixture(scope="module")
+def expected_quickstart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the local engine writes of the quickstart."""
+    return file_hashes(build_dataset(small_quickstart(tmp_path_factory.mktemp("local") / "dataset")))
 
 
 @pytest.mark.slow
 def test_the_bytes_of_the_local_engine(cluster: Any, expected: dict[str, str], tmp_path: Path) -> None:
     assert file_hashes(build_dataset(five_sources(tmp_path / "three", engine=engine(cluster)))) == expected
+
+
+@pytest.mark.slow
+def test_the_quickstart_and_the_corpus_of_the_dedup_bench(
+    cluster: Any, expected_quickstart: dict[str, str], tmp_path: Path
+) -> None:
+    dataset = build_dataset(small_quickstart(tmp_path / "three", engine=engine(cluster)))
+    assert file_hashes(dataset) == expected_quickstart
+    for stage in read_manifest(dataset)["stages"]:
+        if stage["name"] == "near_dedup":
+            assert stage["sources"]["planted"]["dropped"] > 4 and stage["sources"]["prose"]["kept"] > 10
 
 
 @pytest.mark.slow
@@ -120,7 +131,7 @@ def test_code_is_sent_to_the_workers(cluster: Any, tmp_path: Path) -> None:
 def test_a_machine_dies_in_every_stage(cluster: Any, expected: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "dataset"
     driver = start_driver(cluster, path)
-    for stage in ("read-source0", "shorten", "near_dedup", "heldout"):
+    for stage in ("read-source0", "shorten", "near_dedup", "heldout", "tokens"):
         while not list((path / "stages").glob(f"{stage}-*.partial/*")):
             assert driver.poll() is None, f"the build ended before {stage} was seen"
             time.sleep(0.01)
@@ -143,7 +154,7 @@ def test_the_driver_dies_and_its_work_is_not_done_again(cluster: Any, expected: 
     build_dataset(five_sources(path, engine=engine(cluster)))
     (stage,) = (path / "stages").glob("shorten-*")
     assert {name: _inode(stage / "kept" / f"{name}.parquet") for name in before} == before
-    assert (path / "build.log").read_text(encoding="utf-8").count("done before") == len(FIVE)
+    assert (path / "build.log").read_text(encoding="utf-8").count("done before") == 5
     assert file_hashes(path) == expected
 
 
@@ -161,7 +172,7 @@ def drive(address: str, path: str) -> None:
     """The driver that a test kills."""
     from tests.data import test_engine_ray as this
 
-    this.build_dataset(this.five_sources(Path(path), engine=Ray(address=address, ship_code=False)))
+    this.build_dataset(five_sources(Path(path), engine=Ray(address=address, ship_code=False)))
 
 
 @pytest.mark.slow
@@ -312,10 +323,14 @@ def test_machines_that_do_not_see_the_dataset_or_differ_are_named(cluster: Any, 
 
 
 @pytest.mark.slow
-def test_what_two_and_one_machines_write(cluster: Any, expected: dict[str, str], tmp_path: Path) -> None:
+def test_what_two_and_one_machines_write(
+    cluster: Any, expected: dict[str, str], expected_quickstart: dict[str, str], tmp_path: Path
+) -> None:
     for left in (1, 0):  # beside the head
         while len(cluster.worker_nodes) > left:
             cluster.remove_node(next(iter(cluster.worker_nodes)))
         assert file_hashes(build_dataset(five_sources(tmp_path / str(left), engine=engine(cluster)))) == expected
+        small = small_quickstart(tmp_path / f"quickstart{left}", engine=engine(cluster))
+        assert file_hashes(build_dataset(small)) == expected_quickstart
     kept = [d for p in sorted((tmp_path / "0" / "documents").glob("*.parquet")) for d in read_documents(p)]
     assert len(kept) > 100 and isinstance(LocalPool().num_workers, int)
