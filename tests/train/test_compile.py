@@ -2,7 +2,7 @@
 
 The compilers live in environments of their own; their interpreters are named by SLUICE_TPU_PYTHON and
 SLUICE_CUDA_PYTHON (`pip install -r launch/requirements-tpu.txt`, or `-cuda.txt`). Layers are few and narrow here, for
-time; tests/bench/README.md has the whole models, compiled by the command that it names.
+time, and so narrow that parts are less than a tile: what whole models send is held by tests/bench/test_traffic.py.
 """
 
 import json
@@ -75,8 +75,6 @@ def test_every_pods_config_compiles_for_its_tpus_with_splash():
     for name, one in found.items():
         assert one["device"].startswith("TPU") and one["kernel"] == "splash", name
         assert "tpu_custom_call" in one["custom_calls"], name
-        if "fsdp" in name and "QLoRA" not in name:  # gradients are reduced into parts, never whole on every device
-            assert one["sent"]["all-reduce"] < 0.2 * one["sent"]["reduce-scatter"], (name, one["sent"])
         assert bool(one["network"]) == ("two slices" in name), name
 
 
