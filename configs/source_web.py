@@ -7,8 +7,8 @@ SLUICE_REAL_DATA (default: inputs) names a folder with warc/ (WARC and WET files
 The crawl writes to inputs/crawl/warc: add that folder to the paths of `WarcSource` to read it.
 
 Cost of the dataset (`python -m data.main`), measured on two x86-64 cores with other work on both: 16 seconds for 57
-pages. Result: 54 pages (0.2 MB), five of them held out; cleaning drops one, two repeat another. With the training of 200
-steps: 4 minutes 41 seconds.
+pages. Result: 54 pages (0.2 MB), five of them held out; cleaning drops one, two repeat another. With the training of
+200 steps: 4 minutes 41 seconds.
 """
 
 import os
