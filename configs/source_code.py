@@ -7,7 +7,8 @@ with stackexchange/*Posts.xml.
 
 Cost of the dataset (`python -m data.main`), measured on two x86-64 cores with other work on both: 16 seconds. Result:
 457 files (3.0 MB, 1,092,531 tokens) of this repository as it was then, and 225 questions with their answers (0.4 MB), 8
-of them held out; a repository is one group, so its files stay on one side.
+of them held out; a repository is one group, so its files stay on one side. With the training of 200 steps: 3 minutes
+5 seconds.
 """
 
 import os
