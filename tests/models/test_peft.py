@@ -203,7 +203,7 @@ def test_a_foreign_adapter_is_refused_in_one_line(tmp_path: Path) -> None:
         load_peft(tmp_path / "b", tiny_model())
     load_peft(tmp_path / "b", quantize_model(tiny_model(), NF4(block=32)))
     load_peft(tmp_path / "b", tiny_model(), other_base=True)
-    with pytest.raises(ValueError, match="init='pissa' acts on a base that it changed, .*: put it on the original first"):
+    with pytest.raises(ValueError, match=r"init='pissa' acts on a base that it changed, .*: put it"):
         save_peft(adapted, dataclasses.replace(lora, init="pissa"), tmp_path / "c")
     with pytest.raises(ValueError, match="has no adapter: nothing to write for PEFT"):
         save_peft(tiny_model(), lora, tmp_path / "c")
