@@ -164,11 +164,16 @@ class Seq2SeqLM(nnx.Module):
             x_BTD = layer(x_BTD, layer.attention.keys_values(x_BTD), causal_BTT, cross_kv, cross_BTS)
         return x_BTD
 
-    def logits(self, hidden_BTD: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """Logits in float32, the final bias included."""
-        table_VD = self.embedding.get_value().astype(self.config.dtype)
-        product = jnp.einsum("...d,vd->...v", hidden_BTD, table_VD, preferred_element_type=jnp.float32)
-        return product + self.logits_bias.get_value()
+    def output_kernel(self) -> Float[Array, "D V"]:
+        """The projection to the vocabulary, the embedding's transpose, in the compute dtype."""
+        return self.embedding.get_value().astype(self.config.dtype).T
+
+    def logits(
+        self, hidden_BTD: Float[Array, "*batch D"], kernel_DV: Float[Array, "D V"] | None = None
+    ) -> Float[Array, "*batch V"]:
+        """Logits in float32, the final bias included. kernel_DV: the output kernel where it was laid out before."""
+        kernel_DV = self.output_kernel() if kernel_DV is None else kernel_DV
+        return jnp.dot(hidden_BTD, kernel_DV, preferred_element_type=jnp.float32) + self.logits_bias.get_value()
 
 
 def sinusoids(positions: int, dim: int) -> np.ndarray:

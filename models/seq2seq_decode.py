@@ -19,8 +19,9 @@ from flax import nnx
 
 from models.decode import bucket
 from models.seq2seq import Seq2SeqLM
-from models.seq2seq_search import ROW_STEP, SearchConfig, empty_beams, read_sources, regrow, search
+from models.seq2seq_search import ROW_STEP, SearchConfig, compiled_search, empty_beams, read_sources, regrow
 
+WIDTH_STEP, FINE_WIDTHS = 16, 64  # source tokens: sentences are short, and the encoder costs as much as a dozen steps
 FEWEST_SLOTS = 32  # target tokens that the cache holds at first; it doubles while sentences go on
 
 
@@ -30,6 +31,7 @@ class Searcher:
     def __init__(self, model: Seq2SeqLM):
         self.config = model.config
         self.graph, self.state = nnx.split(model)
+        self.kernel_DV = jnp.asarray(model.output_kernel())
 
     def __call__(self, sources: Sequence[Sequence[int]], config: SearchConfig) -> list[list[int]]:
         """The best target of every source, without the start token, EOS and padding.
@@ -41,7 +43,7 @@ class Searcher:
         config = replace(config, max_length=limit)
         out: list[list[int]] = [[] for _ in sources]
         order = sorted(range(len(sources)), key=lambda i: (len(sources[i]), i))
-        for width, group in groupby(order, lambda i: min(bucket(len(sources[i])), self.config.max_positions)):
+        for width, group in groupby(order, lambda i: min(width_for(len(sources[i])), self.config.max_positions)):
             alike = list(group)
             for start in range(0, len(alike), config.batch_size):
                 chosen = alike[start : start + config.batch_size]
@@ -59,7 +61,7 @@ class Searcher:
                 raise ValueError(f"source {number} has an id outside of the vocabulary of {vocabulary}")
 
     def _batch(self, sources: list[Sequence[int]], width: int, config: SearchConfig) -> list[list[int]]:
-        """Search for one batch: the cache doubles when it is full, the batch shrinks when a quarter of it is left."""
+        """Search for one batch: the cache doubles when it is full, the batch shrinks when half of it is left."""
         rows = rows_for(len(sources), config.batch_size)
         ids, mask = np.full((rows, width), self.config.pad_id, np.int32), np.zeros((rows, width), bool)
         for row in range(rows):
@@ -72,7 +74,7 @@ class Searcher:
         beams = empty_beams(self.graph, self.state, cross, config.num_beams, slots)
         mask_BS = jnp.asarray(mask)
         while len(owners):
-            beams = search(self.graph, self.state, cross, mask_BS, beams, config)
+            beams = compiled_search()(self.graph, self.state, self.kernel_DV, cross, mask_BS, beams, config)
             done = ~np.asarray(beams.open_B)[: len(owners)] | (int(beams.length) >= config.max_length)
             best_BC = np.asarray(beams.best_BKC[:, 0])
             for ended in np.flatnonzero(done):
@@ -92,8 +94,14 @@ class Searcher:
         return [token for token in ids if token != self.config.pad_id]
 
 
+def width_for(length: int) -> int:
+    """Places that a source of this length is padded to: multiples of WIDTH_STEP, then powers of two."""
+    steps = -(-length // WIDTH_STEP) * WIDTH_STEP
+    return steps if steps <= FINE_WIDTHS else bucket(length)
+
+
 def rows_for(count: int, batch_size: int) -> int:
-    """Rows of a batch that holds `count` sentences: the full size, a quarter of it, a sixteenth: few compilations."""
+    """Rows of a batch that holds `count` sentences: the full size, a half of it, a quarter: few compilations."""
     rows = batch_size
     while rows // ROW_STEP >= max(count, 1):
         rows //= ROW_STEP

@@ -7,16 +7,17 @@ Shapes: B sentences, K beams, J continuations (two a beam), S source tokens, C c
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models.decode_rows import few_row_options
 from models.seq2seq import Seq2SeqLM
 
-ROW_STEP = 4  # by how much a batch shrinks at once when its sentences end
+ROW_STEP = 2  # by how much a batch shrinks at once when its sentences end
 NEVER = -1.0e9  # a score that no sequence reaches; the reference's own value, since it is added and compared
 
 
@@ -118,9 +119,26 @@ def regrow(cross: Any, mask_BS: jax.Array, beams: Beams, rows_B: jax.Array, slot
     return jax.tree.map(lambda leaf: leaf[rows_B], cross), mask_BS[rows_B], grown
 
 
-@partial(jax.jit, static_argnames=("graph", "config"), donate_argnames=("beams",))
-def search(graph: Any, state: Any, cross: Any, mask_BS: jax.Array, beams: Beams, config: SearchConfig) -> Beams:
-    """Steps until the cache is full, or so few sentences are left that a smaller batch holds them."""
+@cache
+def compiled_search() -> Any:
+    """`search`, compiled with the options of this backend for products of a few rows; `beams` is donated."""
+    options = few_row_options()
+    return jax.jit(search, static_argnames=("graph", "config"), donate_argnames=("beams",), compiler_options=options)
+
+
+def search(
+    graph: Any,
+    state: Any,
+    kernel_DV: jax.Array,
+    cross: Any,
+    mask_BS: jax.Array,
+    beams: Beams,
+    config: SearchConfig,
+) -> Beams:
+    """Steps until the cache is full, or so few sentences are left that a smaller batch holds them.
+
+    kernel_DV: `Seq2SeqLM.output_kernel`, laid out once for all steps.
+    """
     model = nnx.merge(graph, state)
     rows, _, slots = beams.tokens_BKC.shape
     advance = greedy_step if config.num_beams == 1 else beam_step
@@ -130,7 +148,7 @@ def search(graph: Any, state: Any, cross: Any, mask_BS: jax.Array, beams: Beams,
 
     def step(beams: Beams) -> Beams:
         hidden_BKD, beams = next_hidden(model, cross, mask_BS, beams)
-        logits_BKV = model.logits(hidden_BKD)
+        logits_BKV = model.logits(hidden_BKD, kernel_DV)
         if config.num_beams > 1:
             logits_BKV = jax.nn.log_softmax(logits_BKV, axis=-1)
         for token in config.banned:
