@@ -29,7 +29,7 @@ from models.encoder import EncoderLM
 
 MASKS = ("[MASK]", "<mask>")  # of BERT and of RoBERTa
 NOT_IN_KEY = {"in_key": False}
-WIDTH = 64  # tokens; long windows are padded to a multiple
+WIDTH = 32  # tokens; long windows are padded to a multiple
 MASK_BUCKET = 8  # masks of a window are padded to a multiple, so that few shapes are compiled
 
 
@@ -170,13 +170,11 @@ def draw_words(
     hidden_RTD = model(ids_RT, segments_RT, positions_RT * (segments_RT > 0))
     hidden_RMD = jnp.take_along_axis(hidden_RTD, places_RM[:, :, None], axis=1)
     logits_RMV = jnp.where(allowed_V, model.logits(hidden_RMD), -jnp.inf)
-    same_RMV = jnp.zeros(logits_RMV.shape, bool)
-    rows, columns = jnp.indices(places_RM.shape)
-    for k in range(banned_RMK.shape[-1]):
-        word_RM = banned_RMK[:, :, k]
-        same_RMV = same_RMV.at[rows, columns, jnp.maximum(word_RM, 0)].max(word_RM >= 0)
-    logits_RMV = jnp.where(same_RMV, -jnp.inf, logits_RMV)
-    best_RMK, words_RMK = jax.lax.top_k(logits_RMV, min(top_k, logits_RMV.shape[-1]))
+    # spellings of the word that was there are taken out of the best few: cheaper than out of the whole vocabulary
+    best_RMJ, words_RMJ = jax.lax.top_k(logits_RMV, min(top_k + banned_RMK.shape[-1], logits_RMV.shape[-1]))
+    same_RMJ = jnp.any(words_RMJ[..., None] == banned_RMK[:, :, None, :], axis=-1)
+    best_RMK, places_RMK = jax.lax.top_k(jnp.where(same_RMJ, -jnp.inf, best_RMJ), min(top_k, logits_RMV.shape[-1]))
+    words_RMK = jnp.take_along_axis(words_RMJ, places_RMK, axis=-1)
 
     def draw(seed_2: jax.Array, scores_K: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(seed_2[0]), seed_2[1])
@@ -222,12 +220,13 @@ def _wordpiece(tokenizer: Tokenizer) -> bool:
 class MaskedFiller:
     """What makes a `fill(masked) -> words` of a BERT or RoBERTa folder with its tokenizer.json, or of a run's folder.
 
-    top_k: words that a draw is made from, by their probabilities. batch_tokens: of one forward pass.
+    top_k: words that a draw is made from, by their probabilities. batch_tokens: of one forward pass; more on
+    an accelerator.
     """
 
     checkpoint: str
     top_k: int = 10
-    batch_tokens: int = field(default=8192, metadata=NOT_IN_KEY)
+    batch_tokens: int = field(default=1024, metadata=NOT_IN_KEY)
 
     def inputs_key(self) -> Any:
         """The folder's files; of a run, those of its checkpoints."""

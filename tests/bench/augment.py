@@ -1,6 +1,6 @@
 """Augmentation: rules on one core, and translation and masked replacement against `transformers` on torch.
 
-    python -m tests.bench.augment [--rounds 3] [--sentences 192] [--texts 64] [--only rules|marian|mlm]
+    python -m tests.bench.augment [--rounds 3] [--sentences 192] [--texts 192] [--only rules|marian|mlm]
 
 Rules: documents of 1,000 characters (docstrings of the standard library that hold no code, joined), one process; gates
 are timed apart, on the same documents and their copies. WordNet and the tagger are loaded before the clock starts.
@@ -327,7 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.augment", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sentences", type=int, default=192)
-    parser.add_argument("--texts", type=int, default=64)
+    parser.add_argument("--texts", type=int, default=192)
     parser.add_argument("--only", choices=("rules", "marian", "mlm"))
     arguments = parser.parse_args()
     parts: dict[str, Callable[[], dict[str, Any]]] = {
