@@ -27,7 +27,7 @@ from uuid import uuid4
 
 from data.document import Document, Drop, Dropped
 from data.engine import Engine
-from data.strikes import MAX_DEATHS, PROBE_AFTER, STRIKES, Strikes, watched
+from data.strikes import KILLED, MAX_DEATHS, STRIKES, watched
 from data.tables import open_documents, open_dropped, read_documents, write_json
 
 NOT_IN_KEY = {"in_key": False}  # dataclasses.field(metadata=NOT_IN_KEY): a setting that never changes what is written
@@ -141,8 +141,8 @@ def _map_shard(
         for name in ("kept", "dropped", "scratch"):
             (output / name).mkdir(parents=True, exist_ok=True)
         strikes = stack.enter_context(watched(output / "scratch" / f"{index:05d}.{build}.strikes"))
-        if batched and strikes.deaths >= PROBE_AFTER:
-            _probe(path, transform, strikes)
+        if batched:
+            strikes.probe(read_documents(path), partial(_alone, transform))
         kept = stack.enter_context(open_documents(output / "kept" / shard_name(index)))
         dropped = stack.enter_context(open_dropped(output / "dropped" / shard_name(index)))
         read = 0
@@ -152,7 +152,7 @@ def _map_shard(
             for document in read_documents(path):
                 read += 1
                 if strikes.out(read):
-                    dropped.write(Dropped(document, label, Drop("killed_worker", STRIKES, STRIKES)))
+                    dropped.write(Dropped(document, label, Drop(KILLED, STRIKES, STRIKES)))
                 else:
                     if not batched:
                         strikes.note(read)
@@ -170,14 +170,9 @@ def _map_shard(
     return counts
 
 
-def _probe(path: Path, transform: Transform, strikes: Strikes) -> None:
-    """Send documents through a model one by one, for the one that kills; what comes out is not kept."""
-    for number, document in enumerate(read_documents(path), 1):
-        if strikes.unproven(number):
-            strikes.note(number)
-            for _ in transform(iter([document])):
-                pass
-    strikes.note_batches()
+def _alone(transform: Transform, document: Document) -> None:
+    for _ in transform(iter([document])):
+        pass
 
 
 def _map_shard_with(task: tuple[Path, int], model: Any, *, transform: Any, output: Path, label: str) -> Counts:

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 STRIKES = 2  # deaths, each in the same document, after which it is dropped
 BATCHES = 0  # the note of all documents together; single ones are counted from 1
+KILLED = "killed_worker"  # the reason of a document that is left out
 PROBE_AFTER = 2  # deaths of a shard with a model: one may be the machine's
 MAX_DEATHS = 25  # of one shard: about twelve such documents; more is a fault of the machine or the code
 
@@ -45,18 +49,28 @@ class Strikes:
         if self._watching:
             os.write(self._file, b"%d\n" % number)
 
-    def unproven(self, number: int) -> bool:
-        """Whether this document was not yet seen to go through the model by itself."""
-        return self._last != BATCHES and number >= self._last and not self.out(number)
+    def probe(self, documents: Iterable[T], alone: Callable[[T], object]) -> None:
+        """Send documents through a model one by one, for the one that kills, where two processes have died in them.
 
-    def note_batches(self) -> None:
-        """Each document has gone by itself; now they go in batches. ValueError where those kill all the same."""
+        alone: does the work of one document; what comes out is not kept. Each goes by itself once in the shard's life;
+        ValueError where that kills nobody, and all of them in batches kill all the same.
+        """
+        if self.deaths < PROBE_AFTER:
+            return
+        for number, document in enumerate(documents, 1):
+            if self._unproven(number):
+                self.note(number)
+                alone(document)
         if self.out(BATCHES):
             raise ValueError(
                 f"its process died {self.deaths} times; each document alone goes through the model, so the batches are "
                 "too large for the memory: set a smaller batch_size, or give each model more"
             )
         self.note(BATCHES)
+
+    def _unproven(self, number: int) -> bool:
+        """Whether this document was not yet seen to go through the model by itself."""
+        return self._last != BATCHES and number >= self._last and not self.out(number)
 
     def close(self) -> None:
         """End the notes."""

@@ -23,11 +23,15 @@ _OF_THE_TEXT = ("pii", "changed", "messages")  # meta values that say something 
 
 @dataclass
 class Family:
-    """A document that gets copies: its attempts' seeds, and the copies that earlier stages made of it."""
+    """A document that gets copies: its attempts' seeds, and the copies that earlier stages made of it.
+
+    refused: why none of its attempts is made.
+    """
 
     parent: Document
     seeds: list[tuple[int, int]]
     relatives: list[Document] = field(default_factory=list)
+    refused: Drop | None = None
 
 
 def families(documents: Iterator[Document], dose: Dose, limit: int) -> Iterator[Family]:
@@ -72,25 +76,31 @@ def attempt(
     """
     traits = [Traits(family.parent.text, family.parent.scores.get("language")) for family in group]
     asked: list[tuple[int, Request]] = []
+    refused = [_refusal(family, longest) for family in group]
     for place, (family, of_parent) in enumerate(zip(group, traits)):
-        if family.parent.text.strip() and len(family.parent.text) <= longest:
+        if refused[place] is None:
             text, dialogue = family.parent.text, TURNS in family.parent.meta
             asked += [(place, Request(text, seed, of_parent.language, dialogue)) for _, seed in family.seeds]
     answers = iter(rewriter([request for _, request in asked]))
     out: list[Dropped] = []
-    for family, of_parent in zip(group, traits):
+    for family, of_parent, refusal in zip(group, traits, refused):
         siblings = [Traits(relative.text) for relative in family.relatives]
         for copy, seed in family.seeds:
             lineage = {"parent": family.parent.id, "technique": technique, "model": model, "seed": seed, "copy": copy}
             lineage |= drawn(seed)
-            if not family.parent.text.strip():
-                result: str | Drop = Drop("empty_text")
-            elif len(family.parent.text) > longest:
-                result = Drop("too_long_to_augment", len(family.parent.text), longest)
-            else:
-                result = next(answers)
+            result = next(answers) if refusal is None else refusal
             out.append(_judged(family.parent, of_parent, siblings, result, gates, lineage))
     return out
+
+
+def _refusal(family: Family, longest: int) -> Drop | None:
+    """Why the technique is not asked for a family's copies."""
+    if family.refused is not None:
+        return family.refused
+    if not family.parent.text.strip():
+        return Drop("empty_text")
+    size = len(family.parent.text)
+    return Drop("too_long_to_augment", size, longest) if size > longest else None
 
 
 def _judged(

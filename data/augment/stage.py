@@ -8,7 +8,8 @@ there still budget (over the whole corpus); and writes every copy behind its par
 
 It stands behind NearDedup, which would take copies for duplicates, and before Decontaminate, which looks at them too.
 Copies are never made of held-out documents, nor of copies. A copy keeps its parent's source, group and side. What a
-killed run has finished is not done again: a shard for rules, `chunk` documents for models.
+killed run has finished is not done again, `chunk` documents at a time. Attempts at a document that kills its process
+are rejections with reason `killed_worker` (see data.strikes); the document itself stays.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import numpy as np
 from tqdm import tqdm
@@ -43,6 +45,7 @@ from data.document import Drop, Dropped
 from data.engine import Engine
 from data.keys import library_versions
 from data.stage import Counts, done_counts, mark_done, shard_name
+from data.strikes import KILLED, MAX_DEATHS, STRIKES, Strikes, watched
 from data.tables import open_documents, open_dropped, read_documents, read_dropped, write_dropped
 
 VERSION = 2
@@ -66,7 +69,7 @@ class Augment:
         of every second document, 3.0 two of each. Rejected copies are not replaced.
     token_budget: tokens (4 UTF-8 bytes each) of text that this stage adds at most; None for no limit.
     gates: what a copy must pass; None for those that suit the technique. seed: another seed, other copies.
-    longest: characters of the longest text that is tried. chunk: documents a model works on between two notes on disk.
+    longest: characters of the longest text that is tried. chunk: documents worked on between two notes on disk.
     """
 
     technique: Technique
@@ -136,21 +139,29 @@ class Augment:
         """All attempts: in pool workers, or here where the technique needs a model."""
         limit, tokens, number = (int(value) for value in load_arrays(scratch / "plan.npz")["figures"])
         label = f"{self.name}: {self.technique.name}"
+        label = f"{label}, {tokens:,} tokens"
         work = partial(attempt_shard, stage=self, limit=limit, scratch=scratch)
         if not self.technique.in_driver:
-            engine.map_shards(work, tasks, label=f"{label}, {tokens:,} tokens", documents=_first)
+            work = partial(work, life=uuid4().hex)
+            engine.map_shards(work, tasks, label=label, documents=_first, deaths=MAX_DEATHS, twice=True)
             return
         todo = [task for task in tasks if not _shard_done(scratch, task[1])]
         build = self.technique.build if number else _build_nothing
-        engine.map_with(build, work, todo, label=f"{label}, {tokens:,} tokens", documents=_first)
+        engine.map_with(build, work, todo, label=label, documents=_first, deaths=MAX_DEATHS)
 
 
 def attempt_shard(
-    task: tuple[Path, int], rewriter: Rewriter | None = None, *, stage: Augment, limit: int, scratch: Path
+    task: tuple[Path, int],
+    rewriter: Rewriter | None = None,
+    *,
+    stage: Augment,
+    limit: int,
+    scratch: Path,
+    life: str = "model",
 ) -> tuple[int, int]:
     """Make a shard's attempts, `chunk` families a file; (attempts, files). Chunks that are there are left alone.
 
-    rewriter: of a technique that needs a model; a rule's is built here.
+    rewriter: of a technique that needs a model; a rule's is built here. life: a name within which deaths are counted.
     """
     path, index = task
     folder = scratch / "attempts" / f"{index:05d}"
@@ -164,7 +175,8 @@ def attempt_shard(
             file = folder / shard_name(files)
             if not file.exists():
                 rewriter = rewriter or stage.technique.build()
-                write_dropped(file, _attempts_of(group, rewriter, stage))
+                with watched(file.with_suffix(f".{life}.strikes")) as strikes:
+                    write_dropped(file, _attempts_of(group, rewriter, stage, strikes))
             files += 1
             bar.update(sum(tokens_of(family.parent.text) * len(family.seeds) for family in group))
     rows: list[tuple[int, int, int]] = []
@@ -176,17 +188,22 @@ def attempt_shard(
     return len(rows), files
 
 
-def _attempts_of(group: Sequence[Family], rewriter: Rewriter, stage: Augment) -> list[Dropped]:
+def _attempts_of(group: Sequence[Family], rewriter: Rewriter, stage: Augment, strikes: Strikes) -> list[Dropped]:
     technique = stage.technique
-    return attempt(
-        group,
-        rewriter,
-        stage.gates or getattr(technique, "gates", None) or Gates(),
+    make = partial(
+        attempt,
+        rewriter=rewriter,
+        gates=stage.gates or getattr(technique, "gates", None) or Gates(),
         technique=technique.name,
         model=technique.model,
         longest=stage.longest,
         drawn=getattr(technique, "drawn", nothing_drawn),
     )
+    strikes.probe(group, lambda family: make([family]))
+    for number, family in enumerate(group, 1):
+        if strikes.out(number):
+            family.refused = Drop(KILLED, STRIKES, STRIKES)
+    return make(group)
 
 
 def _token_bar(scratch: Path, path: Path, index: int, limit: int, *, shown: bool) -> Any:

@@ -19,10 +19,12 @@ from data.augment.reorder import Reorder
 from data.augment.stage import Augment
 from data.build import build_dataset, document_shards
 from data.document import Document, Drop, Dropped
+from data.engine import LocalPool
 from data.heldout import HeldOut
 from data.manifest import read_manifest
+from data.stage import Counts
 from data.tables import read_documents, read_dropped
-from tests.data.augment.cases import Stories, make_config
+from tests.data.augment.cases import EVERYTHING, Deadly, Stories, check_poisoned, make_config, poisoned
 from tests.data.build_cases import file_hashes
 
 
@@ -115,6 +117,37 @@ def test_a_build_that_is_killed_goes_on_and_gives_the_same_files(dataset, tmp_pa
     assert kills
     build_dataset(make_config(target))
     assert file_hashes(target) == file_hashes(dataset)
+
+
+@pytest.mark.parametrize("where", [[(1, 6)], [(0, 0), (0, 3), (2, 11)]])
+def test_documents_that_kill_a_rule_get_no_copies_and_nothing_else_is_lost(where, tmp_path):
+    inputs, asked = poisoned(tmp_path / "in", where), tmp_path / "asked"
+    asked.mkdir()
+    stage = Augment(technique=Deadly(asked=asked), factor=3.0, chunk=4, gates=EVERYTHING)
+    with LocalPool(workers=2).session() as engine:
+        counts = stage.run(inputs, tmp_path / "out", engine)
+    check_poisoned(tmp_path / "out", counts, asked, where)
+
+
+def test_a_model_that_a_document_kills_goes_on_without_it_when_the_driver_is_started_again(tmp_path):
+    where = [(1, 6)]
+    inputs, asked = poisoned(tmp_path / "in", where), tmp_path / "asked"
+    asked.mkdir()
+    script = (
+        "from pathlib import Path; from data.augment.stage import Augment; from data.engine import LocalPool\n"
+        "from tests.data.augment.cases import EVERYTHING, Deadly\n"
+        f"technique = Deadly(asked=Path({str(asked)!r}), in_driver=True)\n"
+        "stage = Augment(technique=technique, factor=3.0, chunk=4, gates=EVERYTHING)\n"
+        "with LocalPool(workers=1).session() as engine:\n"
+        f"    print(stage.run([Path(p) for p in {[str(path) for path in inputs]!r}], Path({str(tmp_path / 'out')!r}), "
+        "engine))\n"
+    )
+    ends = []
+    while not ends or (ends[-1].returncode == -signal.SIGKILL and len(ends) < 9):
+        ends.append(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True))
+    assert ends[-1].returncode == 0 and len(ends) == 5, ends[-1].stderr
+    counts = eval(ends[-1].stdout.splitlines()[-1], {"Counts": Counts})
+    check_poisoned(tmp_path / "out", counts, asked, where)
 
 
 def test_the_token_budget_is_never_passed(tmp_path):

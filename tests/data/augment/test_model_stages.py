@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from flax import nnx
 
-from data.augment.gates import Gates, Traits, changed_names
+from data.augment.gates import Traits, changed_names
 from data.augment.masked import MaskedReplacement
 from data.augment.paraphrase import Paraphrase
 from data.augment.plan import LINEAGE
@@ -30,15 +30,12 @@ from models.seq2seq import Seq2SeqConfig, Seq2SeqLM
 from models.seq2seq_search import SearchConfig
 from models.specs import CheckpointGenerator
 from models.translate import MarianTranslator
-from tests.data.augment.cases import Stories, Texts, make_config, news_paragraphs, prose
+from tests.data.augment.cases import EVERYTHING, Stories, Texts, make_config, news_paragraphs, prose
 from tests.data.augment.test_augment_stage import kept, rejected
 from tests.data.augment.test_techniques import needs_apertium
 from tests.data.build_cases import file_hashes
 from tests.models.test_fill import model_folder, wordpiece
 
-EVERYTHING = Gates(
-    length_ratio=(0.0, 1e9), similarity=(0.0, 1.0), language=False, numbers=False, names=False, max_loops=2.0
-)
 SENTENCES = 200  # of real English, at the least, that go through Esperanto and back
 PARAPHRASED = (0, 1, 4, 13, 22, 28, 42, 44, 47)  # of the 50 paragraphs in data/augment/paraphrase.py; 5 passed there
 
