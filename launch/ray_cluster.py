@@ -2,10 +2,13 @@
 
     python -m launch.ray_cluster tpu-vm --tpu NAME --zone ZONE --hosts 4 --config configs/x.py data.path=/mnt/shared/x
     python -m launch.ray_cluster slurm --hosts 8 --cpus 64 --config configs/x.py data.path=/scratch/x
-    python -m launch.ray_cluster gke --hosts 8 --cpus 16 --image REGISTRY/sluice:1 --volume CLAIM --config configs/x.py
+    python -m launch.ray_cluster gke --hosts 8 --cpus 16 --image REGISTRY/sluice:1 --volume CLAIM
+        --config configs/x.py data.path=gs://bucket/x data.work=/data/x
 
-Every machine must see data.path: a network file system, or a bucket mounted as a folder. The driver runs on the first
-machine; started again, it goes on where it stopped. --dry-run prints every file and command.
+Stages rename, append and map files, so all machines must see one folder at one path: data.path, or, where the dataset
+is to be kept in a bucket (gs://, s3://), data.work: a network file system, or a bucket mounted as a folder. It is
+demanded here, and looked for on every machine when the build starts. The driver runs on the first machine; started
+again, it goes on where it stopped. --dry-run prints every file and command.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from launch.steps import Command, File, Step, Together, execute, script
 
 PORT = 6379  # Ray's own default
 RAY = "ray[default]>=2.40"
+STORES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}  # what fsspec needs for a bucket
 
 # Worker addresses and numbers stand in the TPU VM's metadata. Source: jax, _src/clusters/cloud_tpu_cluster.py.
 TPU_WORKER = """\
@@ -36,7 +40,7 @@ start() {{
   if [ ! -x venv/bin/python3 ]; then  # TPU VM images bring Python 3.10
     python3 -m pip install --quiet --user uv && python3 -m uv venv --seed --python 3.12 venv || return 1
   fi
-  pip install --quiet -r code/launch/requirements-tpu.txt {ray} || return 1
+  pip install --quiet -r code/launch/requirements-tpu.txt {packages} || return 1
   ray stop --force
   if [ "$(about agent-worker-number)" = 0 ]; then
     ray start --head --port={port}
@@ -115,7 +119,7 @@ def plan(arguments: argparse.Namespace, folder: Path) -> list[Step]:
     """The files and commands of a target.
 
     Raises:
-      ValueError: an option that the target needs is missing, or data.path is not given.
+      ValueError: an option that the target needs is missing, or a folder that all machines see.
     """
     if arguments.hosts < 1:
         raise ValueError(f"--hosts {arguments.hosts}: expected 1 or more")
@@ -123,33 +127,60 @@ def plan(arguments: argparse.Namespace, folder: Path) -> list[Step]:
     missing = [f"--{name}" for name in needed if not getattr(arguments, name)]
     if missing:
         raise ValueError(f"{arguments.target} needs {' and '.join(missing)}")
-    if not any(override.startswith("data.path=") for override in arguments.overrides):
-        example = f"{MOUNT}/x" if arguments.target == "gke" else "/mnt/shared/x"
-        raise ValueError(f"give data.path=..., a folder that all machines see, such as data.path={example}")
+    check_storage(arguments)
     return {"tpu-vm": tpu_vm, "slurm": slurm, "gke": gke}[arguments.target](arguments, folder)
+
+
+def place(arguments: argparse.Namespace, name: str) -> str | None:
+    """What the overrides say of data.path or data.work."""
+    given = [text.split("=", 1)[1].strip("'\"") for text in arguments.overrides if text.startswith(f"{name}=")]
+    return given[-1].removeprefix("file://") if given else None
+
+
+def check_storage(arguments: argparse.Namespace) -> None:
+    """Raise ValueError unless the overrides name a folder that all machines may see."""
+    example = f"{MOUNT}/x" if arguments.target == "gke" else "/mnt/shared/x"
+    name, path = "data.path", place(arguments, "data.path")
+    if path is None:
+        raise ValueError(f"give data.path=..., a folder that all machines see, such as data.path={example}")
+    if "://" in path:
+        if arguments.hosts == 1:
+            return  # works in a folder of its own
+        name, kept, path = "data.work", path, place(arguments, "data.work")
+        if path in (None, "None"):
+            raise ValueError(
+                f"data.path={kept} keeps the dataset, but {arguments.hosts} machines work on it in one folder that all "
+                f"of them see: give data.work=..., such as data.work={example}"
+            )
+    if not path or not path.startswith("/"):
+        raise ValueError(f"{name}={path}: each machine has a working folder of its own; give a path from the root")
+    if arguments.target == "gke" and not f"{path}/".startswith(f"{MOUNT}/"):
+        raise ValueError(f"{name}={path} is not on the volume, which pods see at {MOUNT}: give {name}={example}")
 
 
 def tpu_vm(arguments: argparse.Namespace, folder: Path) -> list[Step]:
     """Copy the code, start Ray on every worker, then the driver on the first; the cluster ends with it."""
     project = (f"--project={arguments.project}",) if arguments.project else ()
-    place = (f"--zone={arguments.zone}", *project)
+    zone = (f"--zone={arguments.zone}", *project)
     gcloud = ("gcloud", "compute", "tpus", "tpu-vm")
     remote = f"sluice/{arguments.name}"
 
     def on(worker: int, what: str, log: str | None = None) -> Command:
         command = f"--command=bash {remote}/ray.sh {what}"
-        argv = (*gcloud, "ssh", arguments.tpu, *place, f"--worker={worker}", command)
+        argv = (*gcloud, "ssh", arguments.tpu, *zone, f"--worker={worker}", command)
         return Command(argv, log=folder / "logs" / log if log else None)
 
     workers = range(arguments.hosts)
     files = (str(folder / "code.tar.gz"), str(folder / "ray.sh"))
-    text = TPU_WORKER.format(name=arguments.name, ray=shlex.quote(RAY), port=PORT, drive=shlex.join(drive(arguments)))
-    make = (*gcloud, "ssh", arguments.tpu, *place, "--worker=all", f"--command=mkdir -p {remote}")
+    scheme = (place(arguments, "data.path") or "").partition("://")[0]
+    packages = shlex.join([RAY, *([STORES[scheme]] if scheme in STORES else [])])
+    text = TPU_WORKER.format(name=arguments.name, packages=packages, port=PORT, drive=shlex.join(drive(arguments)))
+    make = (*gcloud, "ssh", arguments.tpu, *zone, "--worker=all", f"--command=mkdir -p {remote}")
     return [
         File(folder / "ray.sh", text),
         Command((sys.executable, "-m", "launch.pack", files[0])),
         Command(make),
-        Command((*gcloud, "scp", *files, f"{arguments.tpu}:{remote}/", *place, "--worker=all")),
+        Command((*gcloud, "scp", *files, f"{arguments.tpu}:{remote}/", *zone, "--worker=all")),
         Together(tuple(on(worker, "start", f"worker-{worker}.log") for worker in workers)),
         on(0, "drive"),
         Together(tuple(on(worker, "stop", f"worker-{worker}-stop.log") for worker in workers)),

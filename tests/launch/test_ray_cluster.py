@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from launch import ray_cluster
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
-COMMON = ["--config", "configs/quickstart.py", "--hosts", "3", "data.path=/mnt/shared/a b", 'name=it\'s "x" $HOME']
+BUCKET = ["--config", "configs/quickstart.py", "--hosts", "3", "data.path=gs://bucket/x", "data.work=/mnt/shared/x"]
+COMMON = ["--config", "configs/quickstart.py", "--hosts", "3", "data.path=/data/a b", 'name=it\'s "x" $HOME']
 TARGETS = {
     "tpu-vm": ["--tpu", "my-tpu", "--zone", "us-east5-b", "--project", "p"],
     "slurm": ["--cpus", "64", "--setup", "source .venv/bin/activate", "--sbatch=--partition=cpu"],
@@ -27,15 +29,18 @@ def same_everywhere(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "executable", "python3")
 
 
-def dry_run(target: str, capsys: pytest.CaptureFixture) -> str:
-    assert ray_cluster.run([target, *TARGETS[target], *COMMON, "--dry-run"]) == 0
+def dry_run(target: str, common: list[str], capsys: pytest.CaptureFixture) -> str:
+    assert ray_cluster.run([target, *TARGETS[target], *common, "--dry-run"]) == 0
     return capsys.readouterr().out.replace(str(ROOT), "/repository")
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_dry_run_is_the_golden_text_and_sound_shell(target: str, capsys: pytest.CaptureFixture):
-    text = dry_run(target, capsys)
-    path = GOLDEN / f"ray-{target}.txt"
+@pytest.mark.parametrize(
+    ("name", "common"),
+    [*((target, COMMON) for target in TARGETS), ("tpu-vm-bucket", BUCKET)],
+)
+def test_the_dry_run_is_the_golden_text_and_sound_shell(name: str, common: list[str], capsys: pytest.CaptureFixture):
+    text = dry_run(name.removesuffix("-bucket"), common, capsys)
+    path = GOLDEN / f"ray-{name}.txt"
     if os.environ.get("SLUICE_UPDATE_GOLDEN"):
         path.write_text(text)
     assert text == path.read_text()
@@ -67,8 +72,18 @@ def test_the_driver_gets_its_overrides_whole(tmp_path: Path):
         (["gke", *COMMON], "gke needs --image and --volume"),
         (["slurm", *COMMON[:4]], "give data.path=..., a folder that all machines see"),
         (["slurm", *COMMON[:2], "--hosts", "0", "data.path=/x"], "--hosts 0: expected 1 or more"),
+        (["slurm", *BUCKET[:-1]], "data.path=gs://bucket/x keeps the dataset, but 3 machines work on it in one folder"),
+        (["slurm", *BUCKET[:-1]], "give data.work=..., such as data.work=/mnt/shared/x"),
+        (["slurm", *BUCKET[:-1], "data.work=None"], "give data.work=..., such as data.work=/mnt/shared/x"),
+        (["gke", *TARGETS["gke"], *BUCKET], "data.work=/mnt/shared/x is not on the volume, which pods see at /data"),
+        (["slurm", *COMMON[:4], "data.path=datasets/x"], "data.path=datasets/x: each machine has a working folder of"),
     ],
 )
 def test_what_is_missing_is_said(argv: list[str], line: str):
-    with pytest.raises(ValueError, match=line.replace(".", r"\.")):
+    with pytest.raises(ValueError, match=re.escape(line)):
         ray_cluster.run([*argv, "--dry-run"])
+
+
+def test_one_machine_needs_no_folder_besides_its_bucket(capsys: pytest.CaptureFixture):
+    assert ray_cluster.run(["slurm", *BUCKET[:2], "--hosts", "1", BUCKET[4], "--dry-run"]) == 0
+    assert "data.path=gs://bucket/x" in capsys.readouterr().out
