@@ -52,7 +52,7 @@ DROPPED_SCHEMA = pa.schema(
 )
 _REPEATING_COLUMNS = ["source", "step", "reason", "threshold"]  # few distinct values: dictionary-encoded
 
-_MACHINE = f"{getnode():x}"  # hardware address: process ids repeat from one machine to the next
+MACHINE = f"{getnode():x}"  # hardware address: process ids repeat from one machine to the next
 
 T = TypeVar("T")
 Row = tuple[str | None, ...]
@@ -64,7 +64,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     The name holds machine and process, so a process that outlives its killed parent never writes into another's file.
     """
-    temporary = path.with_name(f"{path.name}.{_MACHINE}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = path.with_name(f"{path.name}.{MACHINE}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         yield temporary
         descriptor = os.open(temporary, os.O_RDONLY)

@@ -26,7 +26,7 @@ from data.dedup.components import label_components, plan_tasks, star_edges
 from data.dedup.exact import check_ids
 from data.dedup.minhash import MinHasher
 from data.dedup.rounds import label_by_rounds
-from data.dedup.rows import Rows, RowWriter, SurvivorPolicy, mark_whole, save_array, whole_count
+from data.dedup.rows import Rows, RowWriter, SurvivorPolicy, load_array, mark_whole, save_array, whole_count
 from data.dedup.runs import Range, plan_ranges, sorted_pairs, write_run
 from data.dedup.shingles import BATCH_CHARS, Shingles, hash_shingles, unique_sorted
 from data.dedup.verdicts import Alarms, Clusters, Removal, load_verdicts, save_verdicts
@@ -94,8 +94,8 @@ class NearDedup:
         tasks = self._components(rows, runs, scratch, engine)
         files = ShingleFiles(rows, tuple(str(run / "bands.npy") for run in runs))
         job = partial(_verify, self, files, rows.starts[len(inputs)])
-        parts = [(str(scratch / "verdicts" / f"{number:05d}"), piece) for number, piece in enumerate(tasks)]
-        found = engine.map_shards(job, parts, label=f"{self.name}: verify")
+        parts = [(str(self._ranged(scratch) / "verdicts" / f"{n:05d}"), piece) for n, piece in enumerate(tasks)]
+        found = engine.map_shards(job, parts, label=f"{self.name}: verify", twice=True)
         removal = Removal(
             inputs=tuple(map(str, inputs)),
             output=str(output),
@@ -124,7 +124,11 @@ class NearDedup:
         folders = [scratch / "scan" / f"{number:05d}" for number in range(len(inputs))]
         runs = list(folders)
         counts = engine.map_shards(
-            partial(_scan, self), [(str(p), str(f)) for p, f in zip(inputs, folders)], label=f"{self.name}: scan"
+            partial(_scan, self),
+            [(str(path), str(folder)) for path, folder in zip(inputs, folders)],
+            label=f"{self.name}: scan",
+            documents=int,
+            twice=True,
         )
         if self.index is not None:
             parts = index_files.open_index(Path(self.index), self)
@@ -137,14 +141,19 @@ class NearDedup:
     def _components(self, rows: Rows, runs: Sequence[Path], scratch: Path, engine: Engine) -> list[Range]:
         """Ranges of colliding documents, whole components in each."""
         ranges = plan_ranges([run / "runs" for run in runs], rows.starts[:-1], self.memory_bytes, bands=self.bands()[0])
-        files = [scratch / "edges" / f"{number:05d}.npy" for number in range(len(ranges))]
-        engine.map_shards(_edges, list(zip(ranges, map(str, files))), label=f"{self.name}: group")
-        path = scratch / "labels.npy"
+        work = self._ranged(scratch)
+        files = [work / "edges" / f"{number:05d}.npy" for number in range(len(ranges))]
+        engine.map_shards(_edges, list(zip(ranges, map(str, files))), label=f"{self.name}: group", twice=True)
+        path = work / "labels.npy"
         if len(rows) > self.label_in_rounds_above:
             labels = label_by_rounds(files, len(rows), path, self.memory_bytes, engine)
         else:
             labels = label_components(files, len(rows), path, self.memory_bytes)
-        return plan_tasks(labels, scratch / "components", self.memory_bytes)
+        return plan_tasks(labels, work / "components", self.memory_bytes)
+
+    def _ranged(self, scratch: Path) -> Path:
+        """What is cut into ranges: a run that goes on with another `memory_bytes` cuts anew."""
+        return scratch / f"memory-{self.memory_bytes}"
 
     def _save_index(self, removal: Removal, folder: Path, engine: Engine) -> None:
         """Write the index of what survived, atomically; parts of the old index first."""
@@ -218,17 +227,19 @@ def _write_bands(stage: NearDedup, folder: Path, signatures: np.ndarray, usable:
 
 
 def _edges(task: tuple[Range, str]) -> int:
-    edges = star_edges(task[0])
-    save_array(Path(task[1]), edges)
-    return len(edges)
+    if not Path(task[1]).exists():
+        save_array(Path(task[1]), star_edges(task[0]))
+    return len(load_array(Path(task[1])))
 
 
 def _verify(stage: NearDedup, files: ShingleFiles, first_old: int, task: tuple[str, Range]) -> Clusters:
-    """Verdicts of one task; their clusters."""
-    folder, piece = task
-    found = verify(np.unique(sorted_pairs(piece)[1]), files, stage.threshold, first_old)
-    save_verdicts(Path(folder), np.array(found.rows), np.array(found.partners), np.array(found.values))
-    return Clusters.of(np.array(found.partners, np.int64), files.rows)
+    """Verdicts of one task, unless an interrupted run left them whole; their clusters."""
+    folder, piece = Path(task[0]), task[1]
+    if whole_count(folder) is None:
+        found = verify(np.unique(sorted_pairs(piece)[1]), files, stage.threshold, first_old)
+        save_verdicts(folder, np.array(found.rows), np.array(found.partners), np.array(found.values))
+        mark_whole(folder, len(found.rows))
+    return Clusters.of(np.asarray(load_array(folder / "partners.npy")), files.rows)
 
 
 def _save_part(stage: NearDedup, removal: Removal, task: tuple[int, str]) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 
 from data.document import Document
-from data.tables import write_json
+from data.tables import MACHINE, write_json
 
 VERSION = 1
 
@@ -162,7 +162,7 @@ def whole_count(folder: Path) -> int | None:
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write one array as .npy, atomically against a killed process (no wait for the disk: scratch is made again)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{MACHINE}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
     temporary.replace(path)

@@ -12,11 +12,12 @@ from itertools import pairwise
 
 import pytest
 
+from data.dedup import near
 from data.dedup.exact import ExactDedup
 from data.dedup.near import NearDedup
 from data.dedup.rows import SurvivorPolicy
 from data.dedup.shingles import hash_shingles, unique_sorted
-from data.dedup.verdicts import Alarms, DedupAlarm
+from data.dedup.verdicts import Alarms, DedupAlarm, Removal
 from data.document import Document
 from data.engine import LocalPool
 from tests.data.dedup.corpora import planted_copy
@@ -80,6 +81,32 @@ def test_components_by_rounds_give_the_same_bytes(tmp_path):
         stage = NearDedup(policy=POLICY, alarms=LOOSE, label_in_rounds_above=above)
         stage.run(paths, tmp_path / name, ENGINE)
     assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "rounds")
+
+
+def test_a_killed_run_goes_on_with_other_memory_and_verifies_nothing_twice(tmp_path, monkeypatch):
+    paths = write_shards(tmp_path / "in", family_corpus(), shards=3)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    def run(name, **settings):
+        stage = NearDedup(policy=POLICY, alarms=LOOSE, label_in_rounds_above=0, **settings)
+        return stage.run(paths, tmp_path / name, ENGINE)
+
+    expected = run("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Removal, "run", stopped)
+        for memory in (64 * 1024, 1 << 30):
+            with pytest.raises(KeyboardInterrupt):
+                run("killed", memory_bytes=memory)
+        patch.setattr(near, "verify", stopped)
+        patch.setattr(near, "star_edges", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run("killed", memory_bytes=64 * 1024)
+        patch.undo()
+        patch.setattr(near, "verify", stopped)
+        assert run("killed", memory_bytes=1 << 30) == expected
+    assert tree_bytes(tmp_path / "killed") == tree_bytes(tmp_path / "whole")
 
 
 def test_tiny_memory_gives_the_same_bytes(tmp_path):
