@@ -26,6 +26,8 @@ LICENCES = (
     (re.compile(r"creativecommons\.org/publicdomain/zero/(1\.0)"), "CC0-{}"),
     (re.compile(r"creativecommons\.org/publicdomain/mark/(1\.0)"), "Public-domain-mark-{}"),
 )
+EMPTY_BRACKETS = re.compile(r"[\[(][\s,;–-]*[\])]")  # what is left of a bracket full of citations
+SPACE_BEFORE_MARK, SPACED_MARKS = re.compile(r" +([.,;:)])"), (" .", " ,", " ;", " :", " )")
 MAX_DEPTH = 100
 
 
@@ -70,9 +72,8 @@ def _formula(element: etree._Element) -> str:
 
 
 def _clean(text: str) -> str:
-    text = " ".join(text.split())
-    text = re.sub(r"[\[(][\s,;–-]*[\])]", "", text)  # what is left of a bracket full of citations
-    return re.sub(r" +([.,;:)])", r"\1", text)
+    text = EMPTY_BRACKETS.sub("", " ".join(text.split()))
+    return SPACE_BEFORE_MARK.sub(r"\1", text) if any(mark in text for mark in SPACED_MARKS) else text
 
 
 def blocks_of(element: etree._Element, level: int, depth: int = 0) -> Iterator[str]:

@@ -65,28 +65,36 @@ def find_main(files: Mapping[str, str]) -> str:
 
 def resolve_inputs(files: Mapping[str, str], main: str) -> tuple[str, list[str]]:
     """(text of `main` with its inputs in place, names that were asked for and are not there or would never end)."""
-    missing: list[str] = []
-    budget = [MAX_CHARS]
-
-    def resolve(path: str, open_files: tuple[str, ...]) -> str:
-        text = strip_comments(files[path])
-        budget[0] -= len(text)
-
-        def replace(match: re.Match[str]) -> str:
-            name = (match.group(1) or match.group(2)).strip()
-            target = _find(files, name, PurePosixPath(path).parent, PurePosixPath(main).parent)
-            if target is None or target in open_files or len(open_files) > MAX_INPUT_DEPTH or budget[0] < 0:
-                missing.append(name)
-                return ""
-            inner = resolve(target, (*open_files, target))
-            return inner if inner.endswith("\n\n") else inner.rstrip() + " "
-
-        return INPUT.sub(replace, text)
-
-    text = resolve(main, (main,))
+    inputs = _Inputs(files, main)
+    text = inputs.resolve(main, (main,))
     if len(text) > MAX_CHARS:
         raise ValueError(f"more than {MAX_CHARS} characters after inputs are resolved")
-    return text, missing
+    return text, inputs.missing
+
+
+@dataclass
+class _Inputs:
+    """Files of a paper put into one another. No closure that calls itself: it would hold the paper until Python's
+    collector of cycles runs, a hundred papers later."""
+
+    files: Mapping[str, str]
+    main: str
+    missing: list[str] = field(default_factory=list)
+    budget: int = MAX_CHARS
+
+    def resolve(self, path: str, open_files: tuple[str, ...]) -> str:
+        text = strip_comments(self.files[path])
+        self.budget -= len(text)
+        return INPUT.sub(lambda match: self._replace(match, path, open_files), text)
+
+    def _replace(self, match: re.Match[str], path: str, open_files: tuple[str, ...]) -> str:
+        name = (match.group(1) or match.group(2)).strip()
+        target = _find(self.files, name, PurePosixPath(path).parent, PurePosixPath(self.main).parent)
+        if target is None or target in open_files or len(open_files) > MAX_INPUT_DEPTH or self.budget < 0:
+            self.missing.append(name)
+            return ""
+        inner = self.resolve(target, (*open_files, target))
+        return inner if inner.endswith("\n\n") else inner.rstrip() + " "
 
 
 def _find(files: Mapping[str, str], name: str, *folders: PurePosixPath) -> str | None:
@@ -113,7 +121,11 @@ DEFINITION = re.compile(
     r"|\\(?:newcommand|renewcommand|providecommand|DeclareRobustCommand|DeclareMathOperator)\*?\s*(?=[{\\])"
     r"|\\[gex]?def\s*(?=\\)|\\let\s*(?=\\)"
 )
+DEFINING = {"DeclareMathOperator", "def", "gdef", "edef", "xdef", "let"} | {
+    prefix + name for prefix in ("", "re", "provide") for name in ("newcommand", "command", "DeclareRobustCommand")
+}  # the words that DEFINITION can start with
 COMMAND = re.compile(r"\\([A-Za-z@]+)\*?|\\(.)", re.S)
+PARAMETER = re.compile(r"#([1-9])")
 
 
 @dataclass
@@ -139,7 +151,7 @@ class Expander:
                 out.append(block.group(0))
                 position = block.end()
                 continue
-            definition = DEFINITION.match(text, found.start())
+            definition = DEFINITION.match(text, found.start()) if found.group(1) in DEFINING else None
             if definition is not None:
                 position = self._define(text, definition.start(), definition.end())
                 continue
@@ -163,12 +175,10 @@ class Expander:
             arguments.append(value)
         if macro.arguments == 0 and text[position : position + 1] == " ":
             position += 1  # TeX swallows the space after a command word
-        body = re.sub(
-            r"#([1-9])",
-            lambda m: arguments[int(m.group(1)) - 1] if int(m.group(1)) <= len(arguments) else "",
-            macro.body,
-        )
-        return body, position
+        if "#" not in macro.body:
+            return macro.body, position
+        values = dict(enumerate(arguments, 1))
+        return PARAMETER.sub(lambda found: values.get(int(found.group(1)), ""), macro.body), position
 
     def _define(self, text: str, start: int, position: int) -> int:
         """Take in the definition at `start`; returns where the text goes on."""

@@ -47,6 +47,9 @@ ACCENTS = {"'": "\u0301", "`": "\u0300", '"': "\u0308", "^": "\u0302", "~": "\u0
            "b": "\u0331"}  # fmt: skip
 TOKEN = re.compile(r"\\([A-Za-z@]+)\*?|\\(.)|(\$\$?)|([{}~&])|(``|''|---|--)|(\n[ \t]*\n\s*)", re.S)
 OPENING = re.compile(r"\s*\{")
+DOLLARS = {"$": re.compile(r"(?<!\\)\$"), "$$": re.compile(r"(?<!\\)\$\$")}
+ENSURE_MATH = re.compile(r"\\ensuremath\s*(?=\{)")
+EMPTY_LINES, SPACE_BEFORE_MARK = re.compile(r"\n\s*\n"), re.compile(r" +([.,;:])")
 PLAIN = {"``": "“", "''": "”", "---": "—", "--": "–", "~": " ", "&": " | ", "{": "", "}": ""}
 ALGORITHM = {"STATE", "IF", "ELSE", "ELSIF", "ENDIF", "FOR", "FORALL", "ENDFOR", "WHILE", "ENDWHILE", "REQUIRE",
              "ENSURE",
@@ -77,14 +80,14 @@ def tidy(text: str) -> str:
         if index % 2:
             blocks.append(part.strip("\n"))
             continue
-        for block in re.split(r"\n\s*\n", part):
+        for block in EMPTY_LINES.split(part):
             lines = [" ".join(line.split()) for line in block.split("\n")]
             joined = ""
             for line in filter(None, lines):
                 breaks = line.startswith(("- ", "#")) or " | " in line or joined.rpartition("\n")[2].startswith("#")
                 joined += ("\n" if breaks and joined else " " if joined else "") + line
             if joined and joined not in ("|",):
-                blocks.append(re.sub(r" +([.,;:])", r"\1", joined).replace("()", "").strip())
+                blocks.append(SPACE_BEFORE_MARK.sub(r"\1", joined).replace("()", "").strip())
     text = "\n\n".join(block for block in blocks if block.strip()).strip()
     return re.sub(r"(^- .*)\n\n(?=- )", r"\1\n", text, flags=re.M)
 
@@ -120,7 +123,7 @@ def _render(text: str, depth: int) -> str:
 
 
 def _math(text: str, dollar: str, position: int) -> tuple[str, int]:
-    end = re.compile(r"(?<!\\)" + re.escape(dollar)).search(text, position)
+    end = DOLLARS[dollar].search(text, position)
     stop = end.start() if end else len(text)
     formula = text[position:stop]
     if end is None or (dollar == "$" and "\n\n" in formula):
@@ -132,8 +135,8 @@ def _math(text: str, dollar: str, position: int) -> tuple[str, int]:
 
 def _plain_math(formula: str) -> str:
     """A formula without \\ensuremath, which says in text what is so already."""
-    for _ in range(MAX_DEPTH):
-        found = re.search(r"\\ensuremath\s*(?=\{)", formula)
+    for _ in range(MAX_DEPTH if "\\ensuremath" in formula else 0):
+        found = ENSURE_MATH.search(formula)
         if found is None:
             break
         end = match_brace(formula, found.end())

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import mwparserfromhell
+from mwparserfromhell import nodes
+
 from data.document import Document, Dropped
 from data.sources.base import FileSource
 from data.sources.xml_records import child, cut_records, parse_xml, text_of
@@ -18,6 +21,7 @@ DROPPED_TAGS = {"ref", "references", "gallery", "timeline", "imagemap", "table",
 KEPT_VERBATIM = {"math", "chem", "ce"}
 NAMESPACE_LINK = re.compile(r"^[^\[\]|]{1,40}?:\S")  # [[File:x]], [[Kategorio:x]]: a namespace or an interwiki prefix
 REDIRECT = re.compile(r"^\s*#[^\W\d_]+:?\s*\[\[", re.UNICODE)  # #REDIRECT [[x]] in any language
+LIST_MARKS, LIST_MARK = "*#:;", re.compile(r"^[*#:;]+\s*")
 MAX_WIKITEXT = 2_500_000  # characters; MediaWiki itself stops at 2 MiB a page
 MAX_DEPTH = 40  # nested nodes rendered
 
@@ -25,23 +29,22 @@ MAX_DEPTH = 40  # nested nodes rendered
 def wikitext_to_text(wikitext: str) -> str:
     """Plain text: links as their labels, headings as `## Name`, lists as `- item`; templates, tables, references and
     files are left out; formulas stay as written between `$`."""
-    import mwparserfromhell
-
     rendered = _render(mwparserfromhell.parse(wikitext, skip_style_tags=True), 0)
     rendered = rendered.replace("'''", "").replace("''", "")
     lines = [
-        re.sub(r"^[*#:;]+\s*", "- ", line).rstrip()
+        (LIST_MARK.sub("- ", line) if line[:1] in LIST_MARKS else line).rstrip()
         for line in rendered.split("\n")
-        if line.strip() not in "*#:;" or not line
+        if line.strip() not in LIST_MARKS or not line
     ]
-    text = re.sub(r"[ \t]{2,}", " ", "\n".join(lines)).replace("()", "").replace(" ,", ",")
+    text = "\n".join(lines)
+    if "  " in text or "\t" in text:
+        text = re.sub(r"[ \t]{2,}", " ", text)
+    text = text.replace("()", "").replace(" ,", ",")
     text = re.sub(r"\x00(#+) ", r"\1 ", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 def _render(code: Any, depth: int) -> str:
-    from mwparserfromhell import nodes
-
     if depth > MAX_DEPTH:
         return ""
     out: list[str] = []

@@ -35,9 +35,10 @@ def cut_records(stream: io.BufferedReader, tag: str, limits: ReadLimits) -> Iter
     skipped_from: int | None = None  # file offset of a record that is too large
     while chunk := stream.read1(CHUNK):
         buffer += chunk
+        done = 0  # bytes up to the end of the last record; the buffer is cut once a chunk, not once a record
         while True:
             if skipped_from is not None or start is not None:
-                end = buffer.find(end_mark, max(searched, 0))
+                end = buffer.find(end_mark, searched)
                 if end < 0:
                     break
                 end += len(end_mark)
@@ -45,16 +46,15 @@ def cut_records(stream: io.BufferedReader, tag: str, limits: ReadLimits) -> Iter
                     yield skipped_from, base + end - skipped_from
                 elif start is not None:
                     yield base + start, buffer[start:end] if end - start <= limit else end - start
-                buffer, base = buffer[end:], base + end
-                start, skipped_from, searched = None, None, 0
+                start, skipped_from, searched, done = None, None, end, end
             else:
-                found = start_pattern.search(buffer, max(searched, 0))
+                found = start_pattern.search(buffer, searched)
                 if found is None:
                     break
                 start = searched = found.start()
         if start is not None and len(buffer) - start > limit:
             skipped_from, start = base + start, None
-        keep = start if start is not None else max(len(buffer) - MAX_TAIL, 0)
+        keep = start if start is not None else max(len(buffer) - MAX_TAIL, done)
         buffer, base = buffer[keep:], base + keep
         start = 0 if start is not None else None
         searched = max(len(buffer) - MAX_TAIL, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import tarfile
@@ -73,6 +74,19 @@ def test_inputs_comments_macros_and_what_never_ends() -> None:
     start = time.monotonic()
     latex_to_text("\\label" * 80_000 + "x" * 4_000_000)
     assert time.monotonic() - start < 10
+
+
+def test_a_paper_is_freed_when_the_next_is_read() -> None:
+    """Papers are long and make few objects, so what waits for Python's collector of cycles waits a hundred papers."""
+    files = {"m.tex": "\\documentclass{a}\\begin{document}\\input{a}\\input{m}\\x", "a.tex": "\\def\\x{y}words"}
+    paper_text(files)
+    gc.collect()
+    gc.disable()
+    try:
+        paper_text(files)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_latex_details() -> None:
