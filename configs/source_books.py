@@ -5,8 +5,9 @@
 SLUICE_REAL_DATA (default: inputs) names a folder with gutenberg/ (.txt as gutenberg.org has them); add
 `EpubSource(name="epub", paths=(...,))` for EPUB books of your own.
 
-Cost of the dataset (`python -m data.main`), measured on two x86-64 cores with other work on both: 42 seconds. Result:
-one book (0.1 MB, 56,797 tokens) and 8,832 docstrings (5.0 MB), 163 of them held out.
+Cost of the dataset (`python -m data.main`), measured on two x86-64 cores with other work on both: 28 seconds. Result:
+one book (0.1 MB, 56,797 tokens) and 8,832 docstrings (5.0 MB), 163 of them held out. With the training of 200 steps: 1
+minute 29 seconds, and 2.46 bits per byte of held-out prose, where gzip -9 of all of it in one stream needs 2.67.
 """
 
 import os

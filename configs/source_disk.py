@@ -17,6 +17,8 @@ the same way; every path may be a file, a folder or a glob, here or at gs://, s3
 Cost of the dataset (`python -m data.main`), measured on two x86-64 cores with other work on both: 90 seconds where the
 quickstart's is there. Result: 9,125 of its documents (9.9 MB), 437 of them held out, and WikiText-2's validation part
 as one text (1.1 MB, 481,573 tokens); 648 of the quickstart's repeat what is held out, and are dropped for it.
+With the training of 200 steps, the dataset in 39 seconds of it: 2 minutes 40 seconds, and 2.47 bits per byte of the
+documents held out, where gzip -9 of all of them in one stream needs 2.53.
 """
 
 import os
