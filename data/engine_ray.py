@@ -176,7 +176,7 @@ class _Cluster:
         mark = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            mark = folder.resolve() / f"seen-by-all.{uuid.uuid4().hex}.tmp"
+            mark = folder / f"seen-by-all.{uuid.uuid4().hex}.tmp"
             mark.write_text("", encoding="utf-8")
         try:
             machines = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
@@ -206,9 +206,10 @@ class _Cluster:
             return [f"machine {machine} of the cluster does not answer: {' '.join(str(error).split())[:200]}"]
         lines = []
         if not there["sees"]:
+            where = "" if folder is None or folder.is_absolute() else ", by a path from the root"
             lines.append(
                 f"machine {machine} does not see {folder}: set data.path (or data.work) to a folder on "
-                "storage that all machines share"
+                f"storage that all machines share{where}"
             )
         for name, version in here["versions"].items():
             other = there["versions"][name]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -74,9 +74,10 @@ class RayTasks(_Owed):
 
     def __init__(self, ray: Any, config: RayNeeds, function: bytes, shards: Sequence[Any]):
         super().__init__(ray, shards)
-        self._config = config
-        self._function = ray.put(function)
         memory = {} if config.memory_bytes is None else {"memory": config.memory_bytes}
+        self._needs = {"CPU": config.cpus, **memory}
+        room(ray, self._needs, "a shard", "cpus and memory_bytes")
+        self._function = ray.put(function)
         self._task = ray.remote(num_cpus=config.cpus, max_retries=0, **memory)(_work)
 
     def free(self) -> int:
@@ -84,7 +85,7 @@ class RayTasks(_Owed):
         return self._slots() - len(self._tickets)
 
     def _slots(self) -> int:
-        return max(1, int(self._ray.cluster_resources().get("CPU", 0.0) / self._config.cpus))
+        return max(1, _places(self._ray, self._needs))
 
     def start(self, ticket: int, index: int) -> None:
         """As `Hands.start`."""
@@ -108,12 +109,8 @@ class RayActors(_Owed):
         options: dict[str, Any] = {named[name]: amount for name, amount in needs.items() if name in named}
         options |= {"resources": {name: amount for name, amount in needs.items() if name not in named}}
         self._actor = ray.remote(**{"num_cpus": 0, **options})(_ModelActor)
-        have = ray.cluster_resources()
-        lacking = [name for name, amount in needs.items() if have.get(name, 0) < amount]
-        if lacking:
-            raise ValueError(f"Ray: a model needs {needs}, the cluster has {lacking[0]} {have.get(lacking[0], 0)}")
-        room = min(int(have[name] / amount) for name, amount in needs.items())
-        self._room = min(room, len(shards), config.max_models or room)
+        places = room(ray, needs, "a model", "model_resources")
+        self._room = min(places, len(shards), config.max_models or places)
         self._idle: list[Any] = []
         self._busy: dict[int, Any] = {}
 
@@ -148,6 +145,24 @@ class RayActors(_Owed):
         """End all actors."""
         for actor in (*self._idle, *self._busy.values()):
             self._ray.kill(actor)
+
+
+def room(ray: Any, needs: Mapping[str, float], what: str, setting: str) -> int:
+    """How many of these fit on the machines that are there; ValueError in one line where none does: Ray would wait."""
+    places = _places(ray, needs)
+    if not places:
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        most = {name: max(machine.get(name, 0) for machine in machines) for name in needs}
+        asked, found = (", ".join(f"{name} {amount:g}" for name, amount in each.items()) for each in (needs, most))
+        raise ValueError(
+            f"Ray: {what} needs {asked} of one machine; the most that any has is {found}: change {setting}"
+        )
+    return places
+
+
+def _places(ray: Any, needs: Mapping[str, float]) -> int:
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(m.get(name, 0) / amount + 1e-9) for name, amount in needs.items()) for m in machines)
 
 
 def _work(function: bytes, shard: bytes, workers: int = 1) -> tuple[bytes | None, tuple[str, int | None, str] | None]:
