@@ -6,6 +6,7 @@ source, shuffle key).
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import xxhash
 from data.chat_tokens import ChatEncoder, chat_encoder
 from data.engine import Engine
 from data.languages import language_of
-from data.tables import read_documents
+from data.tables import atomic_path, read_documents, write_json
 from data.token_shards import RUN_SCHEMA, SPLITS, SourceCounts, write_split
 from data.tokenize import token_dtype, tokenize
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -41,6 +42,8 @@ CODE_MODULES = (
     "data.tokens",
 )
 
+RUN_TABLE = "table.arrow"
+INPUTS = "inputs.json"  # in the folder of work: what the runs there were made from
 WRITE_BUFFER = 1 << 20  # bytes: documents are of some kilobytes
 
 
@@ -56,23 +59,39 @@ def tokenize_stage(
     """Encode document shards and write `output`/{train,heldout}; the counts by split and source.
 
     Documents go to the split that meta["split"] names, to "train" without one. `output` appears at once, whole: until
-    then the work is in `output`.partial. Bytes depend on documents, tokenizer and seed only, not on the engine, its
-    workers, or how documents are spread over shards. split_languages: each language of a source becomes a source of its
-    own here, "web:de", with weights and held-out scores of its own.
+    then the work is in `output`.partial, and runs that a killed run left whole there are used. Bytes depend on
+    documents, tokenizer and seed only, not on the engine, its workers, or how documents are spread over shards.
+    split_languages: each language of a source becomes a source of its own here, "web:de", with weights and held-out
+    scores of its own.
     """
     work = output.with_name(output.name + ".partial")
-    shutil.rmtree(work, ignore_errors=True)
+    loaded = load_tokenizer(tokenizer)  # once: reading it takes as long as encoding a megabyte
+    _begin(work, shards, [loaded.fingerprint, seed, split_languages, VERSION])
     runs = [work / "runs" / f"{number:05d}" for number in range(len(shards))]
-    for run in runs:
-        run.mkdir(parents=True)
     encode = _EncodeShard(tokenizer=str(tokenizer), seed=seed, split_languages=split_languages)
-    engine.map_shards(encode, [(str(shard), str(run)) for shard, run in zip(shards, runs)], label="tokenize")
-    loaded = load_tokenizer(tokenizer)  # once: reading it and its fingerprint take as long as encoding a megabyte
+    engine.map_shards(encode, list(zip(shards, runs)), label="tokenize", documents=int, twice=True)
     counts = {split: write_split(work, runs, split, loaded, engine, seed) for split in SPLITS}
+    (work / INPUTS).unlink()
     shutil.rmtree(work / "runs", ignore_errors=True)
     shutil.rmtree(output, ignore_errors=True)
     work.rename(output)
     return counts
+
+
+def _begin(work: Path, shards: Sequence[Path], settings: list[Any]) -> None:
+    """Empty the folder of work, but for runs that were made from the same inputs."""
+    files = [[str(shard), shard.stat().st_size, shard.stat().st_mtime_ns] for shard in shards]
+    inputs = {"shards": files, "settings": settings}
+    try:
+        same = json.loads((work / INPUTS).read_text(encoding="utf-8")) == inputs
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        shutil.rmtree(work, ignore_errors=True)
+        (work / "runs").mkdir(parents=True)
+        write_json(work / INPUTS, inputs)
+    for split in SPLITS:
+        shutil.rmtree(work / split, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +102,12 @@ class _EncodeShard:
     seed: int
     split_languages: bool
 
-    def __call__(self, item: tuple[str, str]) -> int:
-        shard, run = Path(item[0]), Path(item[1])
+    def __call__(self, item: tuple[Path, Path]) -> int:
+        shard, run = item
+        if (run / RUN_TABLE).exists():
+            with pa.memory_map(str(run / RUN_TABLE)) as source:
+                return pa.ipc.open_file(source).read_all().num_rows
+        run.mkdir(parents=True, exist_ok=True)
         files = sorted(Path(self.tokenizer).iterdir())
         tokenizer, chats = _load_encoders(self.tokenizer, tuple((f.name, f.stat().st_mtime_ns) for f in files))
         rows = []
@@ -110,7 +133,12 @@ def _load_encoders(folder: str, files: tuple[tuple[str, int], ...]) -> tuple[Tok
 def _write_run(run: Path, rows: list[tuple[str, str, int, str, Any]], dtype: np.dtype) -> None:
     table, start = [], 0
     weighted = any(row[4].loss_weights is not None for row in rows)
-    with (run / "ids.bin").open("wb", WRITE_BUFFER) as ids_file, (run / "weights.bin").open("wb") as weights_file:
+    with (
+        atomic_path(run / "ids.bin") as ids_path,
+        atomic_path(run / "weights.bin") as weights_path,
+        ids_path.open("wb", WRITE_BUFFER) as ids_file,
+        weights_path.open("wb") as weights_file,
+    ):
         for split, source, key, doc_id, tokens in rows:
             count = len(tokens.ids)
             ids_file.write(tokens.ids.data)
@@ -123,5 +151,9 @@ def _write_run(run: Path, rows: list[tuple[str, str, int, str, Any]], dtype: np.
             start += count
     columns = zip(*table) if table else [[] for _ in RUN_SCHEMA]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, RUN_SCHEMA)]
-    with pa.OSFile(str(run / "table.arrow"), "wb") as sink, pa.ipc.new_file(sink, RUN_SCHEMA) as writer:
+    with (
+        atomic_path(run / RUN_TABLE) as path,  # last: with it the run is whole
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, RUN_SCHEMA) as writer,
+    ):
         writer.write_table(pa.Table.from_arrays(arrays, schema=RUN_SCHEMA))

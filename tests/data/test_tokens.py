@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
-from data import token_shards
+from data import token_shards, tokens
 from data.document import Document
 from data.engine import LocalPool
 from data.token_reader import TokenReader, open_tokens
@@ -122,6 +122,35 @@ def test_what_a_killed_build_left_is_not_used(dataset: Path, built: Path) -> Non
     tokenize_stage(shards, dataset / "tokenizer", dataset / "tokens", LocalPool(workers=1))
     assert tree(dataset / "tokens") == tree(built / "tokens")
     assert not (dataset / "tokens.partial").exists()
+
+
+def test_whole_runs_of_a_killed_build_are_used_where_their_inputs_are_the_same(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = sorted((built / "documents").glob("*.parquet"))
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def run(seed: int = 0) -> None:
+        tokenize_stage(shards, built / "tokenizer", tmp_path / "tokens", LocalPool(workers=1), seed=seed)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tokens, "write_split", stopped)
+        run()
+    left = tmp_path / "tokens.partial"
+    shutil.copytree(left, tmp_path / "copy")
+    monkeypatch.setattr(tokens, "tokenize", stopped)
+    run()  # encodes nothing
+    assert tree(tmp_path / "tokens") == tree(built / "tokens")
+    (tmp_path / "copy").rename(left)
+    (left / "runs" / "00000" / "table.arrow").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert len(list(left.glob("runs/*/table.arrow"))) == len(shards) - 1 > 0
+    with pytest.raises(KeyboardInterrupt):
+        run(seed=1)
+    assert not list(left.glob("runs/*/table.arrow"))
 
 
 @pytest.mark.usefixtures("small_records")
