@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from data.document import Document, Dropped
 from data.sources.base import FileSource
 from data.sources.dialogue import MAX_TURNS, Turn, check_form, form_meta, turns_text
-from data.sources.grouping import Groups
+from data.sources.grouping import Groups, HeldFault
 from data.sources.html_text import html_to_text
 from data.sources.jsonl import as_list
 
@@ -115,6 +115,7 @@ class MboxSource(FileSource):
     keep_quotes: bool = False
 
     suffixes: ClassVar[tuple[str, ...]] = (".mbox", ".mbx", ".txt")
+    version: ClassVar[int] = 3
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         *(f"data.sources.{name}" for name in ("forums", "dialogue", "grouping", "html_text")),
@@ -128,23 +129,25 @@ class MboxSource(FileSource):
         """Threads in the order of their first message."""
         threads: dict[str, str] = {}  # message id -> thread; about 100 bytes a message
         with Groups() as groups:
-            for offset, data in self._messages(stream):
-                if isinstance(data, int):
-                    yield self.too_large(shard, offset, data)
-                    continue
-                message = self._message(data, offset)
-                if isinstance(message, str):
-                    yield self.drop(shard, offset, message)
-                    continue
-                known = [threads[reference] for reference in message["references"] if reference in threads]
-                thread = known[0] if known else next(iter(message["references"]), message["id"])
-                for identifier in (message["id"], *message["references"]):
-                    threads.setdefault(identifier, thread)
-                groups.put(thread, message)
+            with HeldFault() as fault:
+                for offset, data in self._messages(stream):
+                    if isinstance(data, int):
+                        yield self.too_large(shard, offset, data)
+                        continue
+                    message = self._message(data, offset)
+                    if isinstance(message, str):
+                        yield self.drop(shard, offset, message)
+                        continue
+                    known = [threads[reference] for reference in message["references"] if reference in threads]
+                    thread = known[0] if known else next(iter(message["references"]), message["id"])
+                    for identifier in (message["id"], *message["references"]):
+                        threads.setdefault(identifier, thread)
+                    groups.put(thread, message)
             for thread, messages, count in groups.groups(MAX_TURNS):
                 for extra in range(len(messages), count):
                     yield self.drop(shard, f"{thread}-message-{extra}", "beyond_max_turns", threshold=MAX_TURNS)
                 yield from self._thread(shard, messages)
+            fault.give()
 
     def _messages(self, stream: Any) -> Iterator[tuple[int, bytes | int]]:
         """(offset, message or its size where it is too large)."""

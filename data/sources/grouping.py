@@ -16,8 +16,36 @@ from typing import Any
 
 import zstandard
 
+from data.sources.limits import BombError, CorruptError
+
 CACHE_KIB = 64 << 10  # SQLite page cache
 BATCH_ROWS = 2000  # rows inserted at once
+
+
+class HeldFault:
+    """Holds back the fault that ends a file until the groups of the records in front of it are out.
+
+    with HeldFault() as fault: ... read and put ...
+    ... yield the groups ...
+    fault.give()
+    """
+
+    _error: Exception | None = None
+
+    def __enter__(self) -> HeldFault:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, CorruptError | BombError):
+            self._error = error
+        return self._error is not None
+
+    def give(self) -> None:
+        """Raise the fault, where there was one."""
+        if self._error is not None:
+            raise self._error
 
 
 class Groups:

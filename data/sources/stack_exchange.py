@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from data.document import Document, Dropped
 from data.sources import files
 from data.sources.base import FileSource
-from data.sources.grouping import Groups
+from data.sources.grouping import Groups, HeldFault
 from data.sources.html_text import html_to_text
 from data.sources.xml_records import local_name, parse_xml
 
@@ -60,6 +60,7 @@ class StackExchangeSource(FileSource):
     form: str = "text"
 
     suffixes: ClassVar[tuple[str, ...]] = ("posts.xml",)
+    version: ClassVar[int] = 3
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         "data.sources.stack_exchange",
@@ -76,15 +77,17 @@ class StackExchangeSource(FileSource):
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """Rows are read once, in file order; a document's meta["records"] says how many rows it is made of."""
         with Groups() as groups:
-            for offset, line in files.iter_lines(stream, self.limits):
-                item = self._row(shard, offset, line)
-                if isinstance(item, Dropped):
-                    yield item
-                elif item is not None:
-                    parent = item["ParentId"] if item["PostTypeId"] == ANSWER else item["Id"]
-                    groups.put(parent, item)
+            with HeldFault() as fault:
+                for offset, line in files.iter_lines(stream, self.limits):
+                    item = self._row(shard, offset, line)
+                    if isinstance(item, Dropped):
+                        yield item
+                    elif item is not None:
+                        parent = item["ParentId"] if item["PostTypeId"] == ANSWER else item["Id"]
+                        groups.put(parent, item)
             for parent, rows, count in groups.groups(self.max_answers * 10):
                 yield from self._thread(shard, parent, rows, count)
+            fault.give()
 
     def _row(self, shard: Mapping[str, Any], offset: int, line: bytes | int) -> dict[str, str] | Dropped | None:
         """A question or answer, a drop, or None for lines that hold no row."""

@@ -16,9 +16,10 @@ from data.document import Document, Dropped
 from data.sources import files
 from data.sources.base import FileSource
 from data.sources.dialogue import MAX_TURNS, Turn, check_form, form_meta, turns_text, walk_tree
-from data.sources.grouping import Groups
+from data.sources.grouping import Groups, HeldFault
+from data.sources.json_array import array_items
 from data.sources.jsonl import as_dict, as_list
-from data.sources.text_files import read_whole
+from data.sources.limits import BombError, CorruptError, TooLargeError
 
 ARCHIVE_HEAD = re.compile(rb"\s*window\.YTD\.[A-Za-z0-9_.]{1,80}\s*=\s*")
 LINK = re.compile(r"https://t\.co/\w+")
@@ -106,10 +107,10 @@ class TwitterSource(FileSource):
     min_turns: int = 1
 
     suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl", ".ndjson", ".js")
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
-        *(f"data.sources.{name}" for name in ("twitter", "dialogue", "grouping", "jsonl")),
+        *(f"data.sources.{name}" for name in ("twitter", "dialogue", "grouping", "json_array", "jsonl")),
     )
 
     def __post_init__(self) -> None:
@@ -119,41 +120,54 @@ class TwitterSource(FileSource):
         """Threads in the order of their first post; meta["records"] is how many posts each is made of."""
         replies: dict[str, str] = {}  # reply -> a post further up; about 200 bytes a reply
         with Groups() as groups:
-            for where, record in self._records(stream, shard):
-                if isinstance(record, Dropped):
-                    yield record
-                else:
-                    yield from self._put(shard, where, record, groups, replies)
+            with HeldFault() as fault:
+                for where, record in self._records(stream, shard):
+                    if isinstance(record, Dropped):
+                        yield record
+                    else:
+                        yield from self._put(shard, where, record, groups, replies)
             groups.merge((f"p{name}", f"p{first_post(replies, name)}") for name in list(replies))
             for thread, posts, count in groups.groups(10 * MAX_TURNS):
                 yield from self._threads(shard, thread, posts, count)
+            fault.give()
 
     def _records(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any] | Dropped]]:
         """(place, object or drop): one JSON value a line, or one array, as in an account's own archive."""
-        head = stream.peek(256)[:256].lstrip()
-        if ARCHIVE_HEAD.match(head) or head[:1] == b"[":
-            data, whole = read_whole(stream, 8 * self.limits.max_record_bytes)
-            if not whole:
-                yield "file", self.too_large(shard, "file", len(data) + 1)
-                return
-            try:
-                values = json.loads(ARCHIVE_HEAD.sub(b"", data, count=1))
-            except (ValueError, RecursionError) as error:
-                yield "file", self.drop(shard, "file", "bad_json", value=str(error)[:200])
-                return
-            for number, value in enumerate(values if isinstance(values, list) else [values]):
-                yield number, value if isinstance(value, dict) else self.drop(shard, number, "not_an_object")
+        head = stream.peek(256)[:256]
+        start = ARCHIVE_HEAD.match(head)
+        if start or head.lstrip()[:1] == b"[":
+            stream.read(start.end() if start else 0)
+            yield from self._array(stream, shard)
             return
         for offset, line in files.iter_lines(stream, self.limits):
+            place = f"@{offset}"  # which no post is called
             if isinstance(line, int):
-                yield offset, self.too_large(shard, offset, line)
+                yield place, self.too_large(shard, place, line)
                 continue
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError):
-                yield offset, self.drop(shard, offset, "bad_json")
+                yield place, self.drop(shard, place, "bad_json")
                 continue
-            yield offset, value if isinstance(value, dict) else self.drop(shard, offset, "not_an_object")
+            yield place, value if isinstance(value, dict) else self.drop(shard, place, "not_an_object")
+
+    def _array(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any] | Dropped]]:
+        """The posts of an array up to its end or its first fault."""
+        number = -1
+        try:
+            for number, (value, fault) in enumerate(array_items(stream, self.limits.max_record_bytes)):
+                place = f"item-{number}"
+                if fault:
+                    yield place, self.drop(shard, place, "bad_json", value=fault)
+                else:
+                    yield place, value if isinstance(value, dict) else self.drop(shard, place, "not_an_object")
+        except (CorruptError, BombError):
+            raise
+        except TooLargeError:
+            limit = self.limits.max_record_bytes
+            yield "file", self.drop(shard, "file", "record_too_large", value=f"over {limit}", threshold=limit)
+        except (ValueError, RecursionError) as error:
+            yield "file", self.drop(shard, "file", "bad_json", value=f"behind value {number}: {error}")
 
     def _put(
         self, shard: Mapping[str, Any], where: Any, record: dict[str, Any], groups: Groups, replies: dict[str, str]

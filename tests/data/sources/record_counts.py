@@ -38,10 +38,28 @@ def as_json(data: bytes) -> Any:
 
 def tweets_of(data: bytes) -> int:
     """Posts of API v1.1 and of v2 pages; a retweet counts with what it repeats, a line that is no object as one."""
-    if data.lstrip()[:1] == b"[":
-        values = as_json(data)
-        return 1 if values is None else sum(map(posts_in, values))
+    if data[:256].lstrip()[:1] == b"[":
+        values, whole = array_of(data.decode("utf-8", "surrogateescape").lstrip()[1:])
+        return sum(map(posts_in, values)) + (not whole)
     return sum(posts_in(as_json(line)) for line in data.split(b"\n") if line.strip())
+
+
+def array_of(text: str) -> tuple[list[Any], bool]:
+    """(values up to the first fault, whether there is none) of what stands behind the bracket of an array."""
+    values: list[Any] = []
+    text = text.lstrip(" \t\r\n")
+    while not text.startswith("]") or values:
+        try:
+            value, end = json.JSONDecoder().raw_decode(text)
+        except (ValueError, RecursionError):
+            return values, False
+        values.append(value if text[:end].encode("utf-8", "replace").decode() == text[:end] else None)
+        mark, text = text[end:].lstrip(" \t\r\n")[:1], text[end:].lstrip(" \t\r\n")[1:].lstrip(" \t\r\n")
+        if mark == "]":
+            return values, not text.strip(" \t\r\n;")
+        if mark != ",":
+            return values, False
+    return values, not text[1:].strip(" \t\r\n;")
 
 
 def posts_in(value: Any) -> int:
