@@ -5,7 +5,8 @@ A chat that `data.chat_stage` rendered has the marks of its template and nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,8 @@ from data.tokenizer import Tokenizer
 
 VERSION = 1
 
-BATCH_CHARS = 1 << 20  # characters of text handed to the tokenizer at once
-BATCH_DOCUMENTS = 1024
+BATCH_CHARS = 1 << 18  # characters of text handed to the tokenizer at once
+BATCH_DOCUMENTS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,34 +46,53 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def tokenize(
-    documents: Iterable[Document], tokenizer: Tokenizer, chats: ChatEncoder | None = None
+    documents: Iterable[Document], tokenizer: Tokenizer, chats: Callable[[], ChatEncoder] | None = None
 ) -> Iterator[tuple[Document, Tokens]]:
-    """The documents with their tokens, in order, at memory bounded by a batch.
+    """The documents with their tokens, in order, at memory bounded by two batches.
 
-    chats: what encodes rendered chats, made from the same tokenizer; where there are none it is not needed.
+    chats: makes what encodes rendered chats, from the same tokenizer; not called where there are none.
 
     A document whose meta has "loss_spans", a list of [start, stop) ranges of characters, in order and apart, is trained
     only on those: the text is encoded in parts cut at their ends, so that no token lies across one. EOS counts when the
     last span reaches the end of the text.
+
+    A batch is encoded in a thread, outside Python's lock, while the one after it is read and the one before it written.
     """
     dtype = token_dtype(tokenizer.vocab_size)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        before: tuple[list[Document], Future[list[np.ndarray]]] | None = None
+        for batch in _batches(documents):
+            texts = ["" if "rendered" in document.meta else document.text for document in batch]
+            encoding = thread.submit(tokenizer.encode_batch, texts)
+            if before:
+                yield from _with_tokens(before[0], before[1].result(), tokenizer, dtype, chats)
+            before = batch, encoding
+        if before:
+            yield from _with_tokens(before[0], before[1].result(), tokenizer, dtype, chats)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents by BATCH_CHARS of text or BATCH_DOCUMENTS, whichever comes first."""
     batch: list[Document] = []
     chars = 0
     for document in documents:
         batch.append(document)
         chars += len(document.text)
         if chars >= BATCH_CHARS or len(batch) >= BATCH_DOCUMENTS:
-            yield from _tokenize_batch(batch, tokenizer, dtype, chats)
+            yield batch
             batch, chars = [], 0
     if batch:
-        yield from _tokenize_batch(batch, tokenizer, dtype, chats)
+        yield batch
 
 
-def _tokenize_batch(
-    batch: Sequence[Document], tokenizer: Tokenizer, dtype: np.dtype, chats: ChatEncoder | None
+def _with_tokens(
+    batch: Sequence[Document],
+    encoded: Sequence[np.ndarray],
+    tokenizer: Tokenizer,
+    dtype: np.dtype,
+    chats: Callable[[], ChatEncoder] | None,
 ) -> Iterator[tuple[Document, Tokens]]:
-    texts = ["" if "rendered" in document.meta else document.text for document in batch]
-    for document, ids in zip(batch, tokenizer.encode_batch(texts)):
+    for document, ids in zip(batch, encoded):
         if "rendered" in document.meta:
             yield document, _chat_tokens(document, chats, dtype)
             continue
@@ -109,7 +129,7 @@ def _weighted(document: Document, tokenizer: Tokenizer) -> tuple[np.ndarray, np.
     return np.array(ids + rest, np.uint32), np.array(weights, np.float32)
 
 
-def _chat_tokens(document: Document, chats: ChatEncoder | None, dtype: np.dtype) -> Tokens:
+def _chat_tokens(document: Document, chats: Callable[[], ChatEncoder] | None, dtype: np.dtype) -> Tokens:
     """A rendered chat, or the two of a preference one after another."""
     text, meta = document.text, document.meta
     if chats is None:
@@ -119,11 +139,12 @@ def _chat_tokens(document: Document, chats: ChatEncoder | None, dtype: np.dtype)
             f"document {document.id}: its text was changed after it was rendered as a chat, so that its loss spans lie "
             "elsewhere; put stages that change text before Chats, or into Chats(clean=...)"
         )
+    encoder = chats()
     border = meta.get("second", len(text))
-    ids, weights = chats.weighted(text[:border], [span for span in meta["loss_spans"] if span[0] < border])
+    ids, weights = encoder.weighted(text[:border], [span for span in meta["loss_spans"] if span[0] < border])
     second = 0
     if border < len(text):
         spans = [[start - border, stop - border] for start, stop in meta["loss_spans"] if start >= border]
-        second, (more, weights_of_more) = len(ids), chats.weighted(text[border:], spans)
+        second, (more, weights_of_more) = len(ids), encoder.weighted(text[border:], spans)
         ids, weights = ids + more, np.concatenate([weights, weights_of_more])
     return Tokens(np.array(ids, dtype), weights, len(text.encode()), second=second, whole=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def tokenize_stage(
     scores of its own.
     """
     work = output.with_name(output.name + ".partial")
-    loaded = load_tokenizer(tokenizer)  # once: reading it takes as long as encoding a megabyte
+    loaded, _ = _encoders(tokenizer)
     _begin(work, shards, [loaded.fingerprint, seed, split_languages, VERSION])
     runs = [work / "runs" / f"{number:05d}" for number in range(len(shards))]
     encode = _EncodeShard(tokenizer=str(tokenizer), seed=seed, split_languages=split_languages)
@@ -108,8 +108,7 @@ class _EncodeShard:
             with pa.memory_map(str(run / RUN_TABLE)) as source:
                 return pa.ipc.open_file(source).read_all().num_rows
         run.mkdir(parents=True, exist_ok=True)
-        files = sorted(Path(self.tokenizer).iterdir())
-        tokenizer, chats = _load_encoders(self.tokenizer, tuple((f.name, f.stat().st_mtime_ns) for f in files))
+        tokenizer, chats = _encoders(Path(self.tokenizer))
         rows = []
         for document, tokens in tokenize(read_documents(shard), tokenizer, chats):
             split = document.meta.get("split", "train")
@@ -123,11 +122,19 @@ class _EncodeShard:
         return len(rows)
 
 
+def _encoders(folder: Path) -> tuple[Tokenizer, Callable[[], ChatEncoder] | None]:
+    """A tokenizer and what makes its encoder of chats, once a process: each takes as long as encoding a megabyte."""
+    return _read_encoders(folder, tuple((f.name, f.stat().st_mtime_ns) for f in sorted(folder.iterdir())))
+
+
 @lru_cache(maxsize=1)
-def _load_encoders(folder: str, files: tuple[tuple[str, int], ...]) -> tuple[Tokenizer, ChatEncoder | None]:
-    """A tokenizer and its encoder of chats, read once a worker; `files` with their times tell a folder written anew."""
-    spec = Path(folder) / "tokenizer.json"
-    return load_tokenizer(folder), chat_encoder(spec.read_text(encoding="utf-8")) if spec.is_file() else None
+def _read_encoders(
+    folder: Path, files: tuple[tuple[str, int], ...]
+) -> tuple[Tokenizer, Callable[[], ChatEncoder] | None]:
+    """`files` with their times tell a folder written anew."""
+    spec = folder / "tokenizer.json"
+    make = cache(lambda: chat_encoder(spec.read_text(encoding="utf-8"))) if spec.is_file() else None
+    return load_tokenizer(folder), make
 
 
 def _write_run(run: Path, rows: list[tuple[str, str, int, str, Any]], dtype: np.dtype) -> None:

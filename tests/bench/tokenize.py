@@ -37,7 +37,7 @@ from data.tokens import tokenize_stage
 from tests.bench.loader import MIX, make_dataset, rate
 from tests.bench.python_text import stdlib_text
 
-ROUNDS = 3
+ROUNDS = 5
 KINDS = ("bpe", "unigram", "byte_bpe")
 HF = """
 import json, sys, time
