@@ -26,7 +26,7 @@ SIGNS = {  # the stages of a build, and what says that a piece of their work is 
     "shorten": "done/*.json",
     "near_dedup": "scratch/scan/*/count.json",
     "heldout": "done/*.json",
-    "tokens": "**/*",
+    "tokens": "tokens.partial/runs/*/table.arrow",
 }
 POISONED = [["poison" if (shard, i) == (1, 4) else f"text {i}" for i in range(9)] for shard in range(3)]
 
@@ -36,24 +36,24 @@ class Whole:
 
     def __init__(self, path: Path):
         self.path = path
-        self.inodes: dict[str, int] = {}
+        self.inodes: dict[tuple[str, str], int] = {}  # by stage folder and name in it
 
     def note(self) -> None:
         """Take in what is there now."""
-        found = [p for name, sign in SIGNS.items() if name != "tokens" for p in self._glob(f"{name}-*.partial/{sign}")]
+        found = [file for stage, sign in SIGNS.items() for file in self._glob(f"{stage}-*.partial/{sign}")]
         for file in (*found, *self._glob("*[!l]/kept/*.parquet"), *self._glob("*[!l]/stage.json")):
-            self.inodes[str(file.relative_to(self.path)).replace(".partial", "")] = file.stat().st_ino
+            _, folder, *below = file.relative_to(self.path).parts
+            self.inodes[folder.removesuffix(".partial"), "/".join(below)] = file.stat().st_ino
 
     def check(self) -> None:
         """Compare with what is there now."""
-        for name, inode in self.inodes.items():
-            folder, _, below = name.removeprefix("stages/").partition("/")
-            for place in (f"stages/{folder}/{below}", f"stages/{folder}.partial/{below}"):
+        for (folder, name), inode in self.inodes.items():
+            for place in (folder, f"{folder}.partial"):
                 try:
-                    found = (self.path / place).stat().st_ino
+                    found = (self.path / "stages" / place / name).stat().st_ino
                 except OSError:
                     continue
-                assert found == inode, f"{name} was whole and was made again"
+                assert found == inode, f"{folder}/{name} was whole and was made again"
 
     def _glob(self, pattern: str) -> list[Path]:
         return list((self.path / "stages").glob(pattern))
@@ -80,9 +80,11 @@ def test_a_machine_dies_in_every_stage(cluster: Any, expected: dict[str, str], t
     driver, whole = start_driver(cluster, path), Whole(path)
     for stage in SIGNS:
         whole.wait_for(stage, driver)
-        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        driver.send_signal(signal.SIGSTOP)  # else it is in a later stage when the new machine has come
         whole.note()
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
         cluster.add_node(**NODE)
+        driver.send_signal(signal.SIGCONT)
     whole.wait_for_the_end(driver)
     assert file_hashes(path) == expected
 
@@ -96,9 +98,9 @@ def test_the_driver_dies_in_every_stage_and_its_work_is_not_done_again(
     for stage in SIGNS:
         driver = start_driver(cluster, path)
         whole.wait_for(stage, driver)
+        whole.note()
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-        whole.note()
     whole.wait_for_the_end(start_driver(cluster, path))
     assert file_hashes(path) == expected
 
