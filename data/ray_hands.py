@@ -60,7 +60,8 @@ class _Owed:
             result, trouble = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
             line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            return Answer(ticket, trouble=Trouble(f"{type(error).__name__}: {line.strip()[:200]}", died=True))
+            why = " (out of memory?)" if "OOM" in str(error) else ""  # among the causes that Ray lists
+            return Answer(ticket, trouble=Trouble(f"{type(error).__name__}: {line.strip()[:200]}{why}", died=True))
         return Answer(ticket, pickle.loads(result)) if trouble is None else Answer(ticket, trouble=Trouble(*trouble))
 
     def _ref_of(self, ticket: int) -> Any:
