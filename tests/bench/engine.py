@@ -141,10 +141,11 @@ def _slope(sizes: Sequence[int], seconds: Sequence[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shard-docs", type=int, default=12_000)
+    parser.add_argument("--shard-docs", type=int, default=8_000, help="of the overhead: 10 s of work, about")
+    parser.add_argument("--growth-docs", type=int, default=1_000, help="of a shard where the data grows")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    sentences = split_sentences(english_documents(3000))
+    sentences = split_sentences(english_documents(1000))
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -155,7 +156,7 @@ def main() -> None:
             print("ray is missing: pip install 'ray>=2.40'")
         else:
             result |= overhead(folder, sentences, arguments.shard_docs, arguments.rounds)
-        result |= growth(folder, sentences, arguments.shard_docs // 12)
+        result |= growth(folder, sentences, arguments.growth_docs)
     print(json.dumps(result))
 
 
