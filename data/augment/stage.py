@@ -138,8 +138,7 @@ class Augment:
     def _make(self, tasks: Sequence[tuple[Path, int]], scratch: Path, engine: Engine) -> None:
         """All attempts: in pool workers, or here where the technique needs a model."""
         limit, tokens, number = (int(value) for value in load_arrays(scratch / "plan.npz")["figures"])
-        label = f"{self.name}: {self.technique.name}"
-        label = f"{label}, {tokens:,} tokens"
+        label = f"{self.name}: {self.technique.name}, {tokens:,} tokens"
         work = partial(attempt_shard, stage=self, limit=limit, scratch=scratch)
         if not self.technique.in_driver:
             work = partial(work, life=uuid4().hex)
