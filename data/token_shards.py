@@ -156,7 +156,7 @@ class _WriteShard:
 
     def __call__(self, task: tuple[str, int, int, int, bool]) -> dict[str, int]:
         path, first, last, low, weighted = task
-        run, start, count = np.load(self.order, mmap_mode="r")[:, first:last]
+        run, start, count = np.asarray(np.load(self.order, mmap_mode="r")[:, first:last])
         ends = np.cumsum(count)
         begins = ends - count
         high = min(low + RECORDS_PER_SHARD * RECORD_TOKENS, int(ends[-1]))
@@ -165,13 +165,13 @@ class _WriteShard:
         for number in np.unique(run[places]).tolist():  # run by run: a build of many runs has one open at a time
             run_ids = _mapped(Path(self.runs[number]) / "ids.bin", self.dtype)
             run_weights = _mapped(Path(self.runs[number]) / "weights.bin", "<f4") if weighted else np.empty(0, "<f4")
-            for place in places[run[places] == number].tolist():
-                begin = int(begins[place])
-                left, right = max(begin, low), min(int(ends[place]), high)
-                source = slice(int(start[place]) + left - begin, int(start[place]) + right - begin)
-                ids[left - low : right - low] = run_ids[source]
+            its = places[run[places] == number]
+            left, right = np.maximum(begins[its], low), np.minimum(ends[its], high)
+            source = start[its] + left - begins[its]
+            for to, end, at in zip((left - low).tolist(), (right - low).tolist(), source.tolist()):
+                ids[to:end] = run_ids[at : at + end - to]
                 if weighted:
-                    weights[left - low : right - low] = run_weights[source] if run_weights.size else 1.0
+                    weights[to:end] = run_weights[at : at + end - to] if run_weights.size else 1.0
         return _write_records(Path(path), ids, weights if weighted else None)
 
 

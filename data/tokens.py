@@ -23,7 +23,7 @@ from data.engine import Engine
 from data.languages import language_of
 from data.tables import atomic_path, read_documents, write_json
 from data.token_shards import RUN_SCHEMA, SPLITS, SourceCounts, write_split
-from data.tokenize import token_dtype, tokenize
+from data.tokenize import Tokens, token_dtype, tokenize
 from data.tokenizer import Tokenizer, load_tokenizer
 
 VERSION = 2
@@ -45,6 +45,7 @@ CODE_MODULES = (
 RUN_TABLE = "table.arrow"
 INPUTS = "inputs.json"  # in the folder of work: what the runs there were made from
 WRITE_BUFFER = 1 << 20  # bytes: documents are of some kilobytes
+SORTED_BY = ("split", "source", "key", "doc_id")  # the rows of a run
 
 
 def tokenize_stage(
@@ -137,30 +138,33 @@ def _read_encoders(
     return load_tokenizer(folder), make
 
 
-def _write_run(run: Path, rows: list[tuple[str, str, int, str, Any]], dtype: np.dtype) -> None:
-    table, start = [], 0
-    weighted = any(row[4].loss_weights is not None for row in rows)
+def _write_run(run: Path, rows: list[tuple[str, str, int, str, Tokens]], dtype: np.dtype) -> None:
+    tokens = [row[4] for row in rows]
+    num_tokens = np.array([len(each.ids) for each in tokens], np.int64)
+    weighted = [each.loss_weights is not None for each in tokens]
     with (
         atomic_path(run / "ids.bin") as ids_path,
         atomic_path(run / "weights.bin") as weights_path,
         ids_path.open("wb", WRITE_BUFFER) as ids_file,
-        weights_path.open("wb") as weights_file,
+        weights_path.open("wb", WRITE_BUFFER) as weights_file,
     ):
-        for split, source, key, doc_id, tokens in rows:
-            count = len(tokens.ids)
-            ids_file.write(tokens.ids.data)
-            if weighted:
-                weights = np.ones(count, "<f4") if tokens.loss_weights is None else tokens.loss_weights
-                weights_file.write(weights.tobytes())
-            has_weights = tokens.loss_weights is not None
-            settings = (has_weights, tokens.second, tokens.whole)
-            table.append((split, source, key, doc_id, count, tokens.num_bytes, start, *settings))
-            start += count
-    columns = zip(*table) if table else [[] for _ in RUN_SCHEMA]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, RUN_SCHEMA)]
+        ids_file.writelines(each.ids.data for each in tokens)
+        if any(weighted):
+            ones = np.ones(num_tokens.max(), "<f4")
+            weights = (ones[: len(each.ids)] if each.loss_weights is None else each.loss_weights for each in tokens)
+            weights_file.writelines(each.data for each in weights)
+    columns: dict[str, Any] = {name: [row[place] for row in rows] for place, name in enumerate(SORTED_BY)}
+    columns |= {
+        "num_tokens": num_tokens,
+        "num_bytes": [each.num_bytes for each in tokens],
+        "start": np.cumsum(num_tokens) - num_tokens,
+        "weighted": weighted,
+        "second": [each.second for each in tokens],
+        "whole": [each.whole for each in tokens],
+    }
     with (
         atomic_path(run / RUN_TABLE) as path,  # last: with it the run is whole
         pa.OSFile(str(path), "wb") as sink,
         pa.ipc.new_file(sink, RUN_SCHEMA) as writer,
     ):
-        writer.write_table(pa.Table.from_arrays(arrays, schema=RUN_SCHEMA))
+        writer.write_table(pa.table(columns, schema=RUN_SCHEMA))

@@ -37,7 +37,7 @@ class SearchConfig:
     banned: tuple[int, ...] = ()
     forced_eos: bool = True
     renormalize: bool = False
-    batch_size: int = 32
+    batch_size: int = 48
 
     def __post_init__(self) -> None:
         if self.num_beams < 1 or self.batch_size < 1 or self.max_length < 2:

@@ -168,7 +168,7 @@ def bench_marian(rounds: int, sentences: int, max_length: int = 97) -> dict[str,
     rng = np.random.default_rng(0)
     lengths = rng.integers(6, 48, sentences)
     sources = [[*rng.integers(1, 58100, int(length)).tolist(), 0] for length in lengths]
-    config = SearchConfig(max_length=max_length, banned=(58100,), batch_size=32)
+    config = SearchConfig(max_length=max_length, banned=(58100,), batch_size=48)
     assert max(lengths) + 2 < max_length
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
