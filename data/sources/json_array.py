@@ -1,4 +1,8 @@
-"""One huge JSON array, read one value after the other: what accounts export is a single line of any length."""
+"""One huge JSON array, read one value after the other: what accounts export is a single line of any length.
+
+Written here because `ijson` ends at the first byte that is not UTF-8, where one post is to be dropped and the rest
+read on, and sets no limit to a value.
+"""
 
 from __future__ import annotations
 
