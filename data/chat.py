@@ -4,7 +4,8 @@
     {"conversations": [{"from": "human", "value": "Hi"}, ...]}        ShareGPT
     {"instruction": "...", "input": "...", "output": "..."}           Alpaca (Taori et al. 2023)
     {"prompt": "..." or messages, "completion": "..." or messages}    one answer
-    {"prompt": "..." or messages, "chosen": ..., "rejected": ...}     a preference; without a prompt, two whole chats
+    {"prompt": "..." or messages, "chosen": ..., "rejected": ...}     a preference; without a prompt, two whole chats,
+                                                                      and so with one where both begin with it already
 
 What an assistant said is found by prefix difference: the template rendered up to the answer, and with the answer. That
 needs no marks in the template. A template that rewrites earlier turns once later ones follow (some hide reasoning)
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 
 CHAT_KEYS = ("messages", "chosen", "rejected")  # where meta holds them
 ROLES = ("system", "user", "assistant", "tool")
@@ -48,27 +49,35 @@ class ChatError(ValueError):
 def record_chat(record: Mapping[str, Any]) -> dict[str, list[Message]]:
     """{"messages"} of a chat, {"chosen", "rejected"} of a preference; ChatError where the record is neither."""
     if "chosen" in record or "rejected" in record:
-        prompt = _as_messages(record.get("prompt") or [], "user")
-        pair = {}
-        for name in ("chosen", "rejected"):
-            if not record.get(name):
-                raise ChatError("no_answer", name)
-            pair[name] = prompt + _as_messages(record[name], "assistant")
-        return pair
+        return _preference(record)
     if "messages" in record:
         return {"messages": _as_messages(record["messages"], "user")}
+    start = [{"role": "system", "content": record["system"]}] if record.get("system") else []
     if "conversations" in record:
-        start = [{"role": "system", "content": record["system"]}] if record.get("system") else []
-        return {"messages": _as_messages([*start, *record["conversations"]], "user")}
+        return {"messages": _as_messages(start, "system") + _as_messages(record["conversations"], "user")}
     if "instruction" in record:
-        asked = "\n\n".join(str(record[key]) for key in ("instruction", "input") if record.get(key))
-        start = [{"role": "system", "content": record["system"]}] if record.get("system") else []
+        asked = "\n\n".join(_content(record[key]) for key in ("instruction", "input") if record.get(key))
         end = [{"role": "user", "content": asked}, {"role": "assistant", "content": record.get("output")}]
         return {"messages": _as_messages([*start, *end], "user")}
     if "prompt" in record:
         prompt = _as_messages(record["prompt"], "user")
         return {"messages": prompt + _as_messages(record.get("completion"), "assistant")}
     raise ChatError("no_chat_fields", ", ".join(sorted(map(str, record)))[:100])
+
+
+def _preference(record: Mapping[str, Any]) -> dict[str, list[Message]]:
+    """Both chats of a preference. Some sets repeat the prompt in front of the answers: it is said once here."""
+    prompt = _as_messages(record.get("prompt") or [], "user")
+    pair = {}
+    for name in ("chosen", "rejected"):
+        if not record.get(name):
+            raise ChatError("no_answer", name)
+        pair[name] = _as_messages(record[name], "assistant")
+    if not prompt or all(all(message in side for message in prompt) for side in pair.values()):
+        return pair
+    if any(side[:1] and side[0]["role"] in (prompt[-1]["role"], "system") for side in pair.values()):
+        raise ChatError("prompt_and_chats_differ")
+    return {name: prompt + side for name, side in pair.items()}
 
 
 def _as_messages(value: Any, role: str) -> list[Message]:
@@ -82,15 +91,17 @@ def _as_messages(value: Any, role: str) -> list[Message]:
         if not isinstance(message, Mapping):
             raise ChatError("not_messages", type(message).__name__)
         spoken = message.get("role", message.get("from"))
-        if spoken not in SPOKEN_AS:
+        if not isinstance(spoken, str) or spoken not in SPOKEN_AS:
             raise ChatError("unknown_role", str(spoken))
+        if message.get("tool_calls") or message.get("function_call"):
+            raise ChatError("tool_calls_are_not_rendered")
         messages.append({"role": SPOKEN_AS[spoken], "content": _content(message.get("content", message.get("value")))})
     return messages
 
 
 def _content(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in value):
-        value = "".join(str(part.get("text", "")) for part in value)
+        value = "".join(_content(part.get("text")) for part in value)
     if not isinstance(value, str):
         raise ChatError("content_is_not_text", type(value).__name__)
     return value

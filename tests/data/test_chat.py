@@ -97,6 +97,12 @@ def test_every_format_reads_as_the_same_chat() -> None:
     assert [record_chat(record) for record in records] == [{"messages": [user, assistant]}] * len(records)
     pair = {"chosen": [user, assistant], "rejected": [user, {"role": "assistant", "content": "B"}]}
     assert record_chat({"prompt": "Q", "chosen": "A", "rejected": "B"}) == record_chat(pair) == pair
+    assert record_chat({"prompt": "Q", **pair}) == record_chat({"prompt": [user], **pair}) == pair  # said once
+    told = [{"role": "system", "content": "S"}]
+    whole = {name: told + side for name, side in pair.items()}
+    assert record_chat({"prompt": "Q", **whole}) == whole
+    more = {name: [assistant, *side] for name, side in pair.items()}  # the answers of a prompt that goes on
+    assert record_chat({"prompt": "P", **more})["chosen"] == [{"role": "user", "content": "P"}, *more["chosen"]]
     with_input = record_chat({"instruction": "Add", "input": "1 2", "output": "3"})
     assert with_input["messages"][0]["content"] == "Add\n\n1 2"
 
@@ -113,6 +119,12 @@ def test_every_format_reads_as_the_same_chat() -> None:
         ({"prompt": "Q", "chosen": "A"}, "no_answer"),
         ({"prompt": "Q"}, "content_is_not_text"),
         ({"instruction": "Q", "output": None}, "content_is_not_text"),
+        ({"instruction": ["Q"], "output": "A"}, "content_is_not_text"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "unknown_role"),
+        ({"conversations": None}, "not_messages"),
+        ({"conversations": "x", "n": 1}, "no_assistant_turn"),
+        ({"prompt": "P", "chosen": [{"role": "user", "content": "Q"}], "rejected": "B"}, "prompt_and_chats_differ"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "tool_calls_are_not_rendered"),
     ],
 )
 def test_what_is_no_usable_chat_is_a_counted_drop(record: dict, reason: str, tmp_path: Path) -> None:
