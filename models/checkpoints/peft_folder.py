@@ -7,6 +7,7 @@ Beside PEFT's two files ours have a third, sluice_adapter.json: how the base was
 its parameters, so that an adapter never acts on another base without a word.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from models.checkpoints.location import read_object
 from models.checkpoints.tensors import open_safetensors
 from models.quantize import NF4, Int8Weights, Quantization
 
@@ -29,7 +31,8 @@ READ = {  # settings of adapter_config.json that change the function, with the v
     "peft_type": ("LORA",),
 }
 REFUSED = ("use_bdlora", "alora_invocation_tokens", "target_parameters", "trainable_token_indices", "megatron_config",
-           "layer_replication", "lora_bias", "arrow_config", "monteclora_config", "velora_config")  # fmt: skip
+           "layer_replication", "lora_bias", "arrow_config", "monteclora_config", "velora_config", "kasa_config",
+           "use_qalora")  # fmt: skip
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # beginnings of init_lora_weights; the others keep it
 
 
@@ -55,20 +58,47 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             f"{folder}: init_lora_weights={init!r} changed the base that this adapter was trained on, and the folder "
             "does not have that: save it by PEFT's path_initial_model_for_weight_conversion, or take the merged model"
         )
+    _check_settings(folder, config)
     return config, open_safetensors(folder / WEIGHTS_NAME)
 
 
+def _check_settings(folder: Path, config: Mapping[str, Any]) -> None:
+    """ValueError where a number or a pattern of adapter_config.json is none."""
+    rank, alpha, dropout = config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0)
+    fitting = {
+        "r": isinstance(rank, int) and rank > 0,
+        "lora_alpha": isinstance(alpha, int | float) and alpha != 0,  # 0: the adapter does nothing, whatever it learned
+        "lora_dropout": isinstance(dropout, int | float) and 0 <= dropout < 1,
+    }
+    if wrong := [name for name, fits in fitting.items() if not fits]:
+        raise ValueError(
+            f"{folder / CONFIG_NAME}: {wrong[0]}={config[wrong[0]]!r} is no number that an adapter can have"
+        )
+    patterns = [name for name in ("target_modules", "exclude_modules") if isinstance(config.get(name), str)]
+    for pattern in [*(config[name] for name in patterns), *(config.get("alpha_pattern") or {})]:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{folder / CONFIG_NAME}: {pattern!r} is no regular expression: {error}") from None
+
+
 def read_origin(folder: Path) -> dict[str, Any]:
-    """sluice_adapter.json; {} where PEFT wrote the folder."""
-    path = folder / ORIGIN_NAME
-    return json.loads(path.read_text()) if path.exists() else {}
+    """sluice_adapter.json; {} where PEFT wrote the folder. ValueError where it is no JSON object."""
+    return read_object(folder / ORIGIN_NAME)
 
 
 def adapter_quantization(folder: Path) -> Quantization | None:
     """What the base of a folder's adapter was quantised with; None where it was float, or PEFT wrote it."""
-    record = dict(read_origin(folder).get("quantization") or {})
-    kinds: dict[str, Any] = {"NF4": NF4, "Int8Weights": Int8Weights}
-    return kinds[record.pop("type")](**record) if record else None
+    found = read_origin(folder).get("quantization")
+    if not found:
+        return None
+    kinds: dict[Any, Any] = {"NF4": NF4, "Int8Weights": Int8Weights}
+    kind = kinds.get(found.get("type")) if isinstance(found, dict) else None
+    if kind is None or not found.keys() <= {"type", *(field.name for field in dataclasses.fields(kind))}:
+        raise ValueError(
+            f"{folder / ORIGIN_NAME}: quantization={found!r} is not known here: written by another version?"
+        )
+    return kind(**{name: value for name, value in found.items() if name != "type"})
 
 
 def adapter_base(folder: Path) -> str:

@@ -14,7 +14,7 @@ from flax import nnx
 
 from models.checkpoints.load import load_checkpoint
 from models.checkpoints.peft import load_peft
-from models.checkpoints.peft_folder import adapter_base
+from models.checkpoints.peft_folder import adapter_base, adapter_quantization
 from models.checkpoints.peft_save import save_peft
 from models.checkpoints.save import save_hf
 from models.config import Attention, Block, Embedding, LayerNorm, Plain
@@ -237,6 +237,11 @@ def test_an_adapter_whose_base_was_changed_or_that_is_not_whole_is_refused(tmp_p
 
     for init in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga"):
         refused(f"init_lora_weights='{init}' changed the base", init_lora_weights=init)
+    refused("kasa_config={'beta': 1.0} is not supported", kasa_config={"beta": 1.0})  # cuts the base's singular values
+    for name, value in (("r", "8"), ("lora_alpha", 0), ("lora_alpha", None), ("lora_dropout", None)):
+        refused(f"{name}={value!r} is no number that an adapter can have", **{name: value})
+    for name, value in (("target_modules", "(q"), ("alpha_pattern", {"(q": 4})):
+        refused(r"'\(q' is no regular expression: missing", **{name: value})
     q = "model.layers.1.self_attn.q_proj"
     refused(f"lacks base_model.model.{q}.lora_B, which", left_out=f"{q}.lora_B")
     refused(f"lacks any tensor of {q}, which .* asks for: it is not whole", left_out=q)
@@ -246,6 +251,11 @@ def test_an_adapter_whose_base_was_changed_or_that_is_not_whole_is_refused(tmp_p
     extra = f"base_model.model.{q}.lora_magnitude_vector"
     refused(f"holds {extra}, which adapter_config.json does not ask for", added=extra)
     refused("holds other.weight, which this base has no place for", added="base_model.model.other.weight")
+    (tmp_path / "sluice_adapter.json").write_text("{")
+    refused("sluice_adapter.json is not JSON")
+    (tmp_path / "sluice_adapter.json").write_text('{"quantization": {"type": "NF5", "block": 64}}')
+    with pytest.raises(ValueError, match="'NF5', 'block': 64} is not known here: written by another version"):
+        adapter_quantization(tmp_path)
 
 
 def test_an_adapter_knows_its_base(tmp_path: Path) -> None:
