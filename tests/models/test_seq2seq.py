@@ -127,7 +127,7 @@ def test_what_is_left_after_banning_is_normalised_where_the_folder_says_so(pair,
     assert found == reference(model, sources, 3, **settings)
     assert found != Searcher(ours)(sources, dataclasses.replace(config, renormalize=False)), "it matters here"
     save_marian(ours, tmp_path / "saved", config)
-    assert search_config(tmp_path / "saved") == dataclasses.replace(config, batch_size=32)
+    assert search_config(tmp_path / "saved") == dataclasses.replace(config, batch_size=SearchConfig().batch_size)
 
 
 def test_settings_of_a_search_are_followed_or_refused(tmp_path):
