@@ -163,7 +163,7 @@ class _Cluster:
         shards = list(shards)
         with Progress(label, shards, documents) as progress:
             work = pickled_function(partial(call_with_model, build=build, fn=fn), label)
-            hands = RayActors(self._ray, self._config, work, shards)
+            hands = RayActors(self._ray, self._config, pickled_function(build, label), work, shards)
             try:
                 return collect(schedule(hands, shards, label, progress, deaths=deaths), progress)
             finally:

@@ -100,14 +100,11 @@ class Spread:
         ticket = worker.ticket
         try:
             result, trouble = worker.connection.recv()
-            worker.ticket = None
-            return (
-                Answer(ticket, pickle.loads(result)) if trouble is None else Answer(ticket, trouble=Trouble(*trouble))
-            )
         except (EOFError, OSError):
             code = self._replace(worker)
             how = f"killed by {signal.Signals(-code).name} (out of memory?)" if code < 0 else f"ended with code {code}"
             return Answer(ticket, trouble=Trouble(f"the worker was {how} each time it was tried", died=True))
+        worker.ticket = None
         return Answer(ticket, pickle.loads(result)) if trouble is None else Answer(ticket, trouble=Trouble(*trouble))
 
     def _replace(self, worker: Worker) -> int:

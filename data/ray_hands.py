@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol
 
 from data.scheduler import Answer, Trouble
 from data.worker import WORKERS, failure
+
+LOAD_ANSWER_SECONDS = 10  # within which Ray says what became of the loading of a model whose process has died
 
 
 class RayNeeds(Protocol):
@@ -102,9 +106,9 @@ class RayTasks(_Owed):
 class RayActors(_Owed):
     """Hands that are actors with a model each; one that dies is replaced."""
 
-    def __init__(self, ray: Any, config: RayNeeds, function: bytes, shards: Sequence[Any]):
+    def __init__(self, ray: Any, config: RayNeeds, build: bytes, function: bytes, shards: Sequence[Any]):
         super().__init__(ray, shards)
-        self._function = ray.put(function)
+        self._build, self._function = ray.put(build), ray.put(function)
         needs = dict(config.model_resources) or {"CPU": config.cpus}
         named = {"CPU": "num_cpus", "GPU": "num_gpus"}
         options: dict[str, Any] = {named[name]: amount for name, amount in needs.items() if name in named}
@@ -114,6 +118,7 @@ class RayActors(_Owed):
         self._room = min(places, len(shards), config.max_models or places)
         self._idle: list[Any] = []
         self._busy: dict[int, Any] = {}
+        self._loads: dict[Any, Any] = {}  # by actor: what is there when its model is whole
 
     def free(self) -> int:
         """As `Hands.free`."""
@@ -121,26 +126,43 @@ class RayActors(_Owed):
 
     def start(self, ticket: int, index: int) -> None:
         """As `Hands.start`, on an actor that has its model where one is idle."""
-        actor = self._idle.pop() if self._idle else self._actor.remote()
+        if self._idle:
+            actor = self._idle.pop()
+        else:
+            actor = self._actor.remote()
+            self._loads[actor] = actor.load.remote(self._build)
         self._busy[ticket] = actor
         self._tickets[actor.work.remote(self._function, pickle.dumps(self._shards[index]))] = ticket
 
     def wait(self, seconds: float | None) -> Sequence[Answer]:
         """As `Hands.wait`."""
-        answers = super().wait(seconds)
-        for answer in answers:
+        answers = list(super().wait(seconds))
+        for place, answer in enumerate(answers):
             actor = self._busy.pop(answer.ticket)
-            if answer.trouble is not None and answer.trouble.died:
-                self._ray.kill(actor)
-            else:
+            if answer.trouble is None or not answer.trouble.died:
                 self._idle.append(actor)
+                continue
+            if not self._was_whole(actor):
+                line = f"{answer.trouble.line}, while its model was loaded"
+                answers[place] = replace(answer, trouble=replace(answer.trouble, line=line, loading=True))
+            self._ray.kill(actor)
         return answers
+
+    def _was_whole(self, actor: Any) -> bool:
+        """Whether an actor that died had its model."""
+        try:
+            self._ray.get(self._loads.pop(actor), timeout=LOAD_ANSWER_SECONDS)
+        except self._ray.exceptions.RayError:
+            return False
+        return True
 
     def stop(self, ticket: int) -> None:
         """As `Hands.stop`; the actor is killed, with its model."""
         if ticket in self._busy:
             self._ref_of(ticket)
-            self._ray.kill(self._busy.pop(ticket))
+            actor = self._busy.pop(ticket)
+            del self._loads[actor]
+            self._ray.kill(actor)
 
     def close(self) -> None:
         """End all actors."""
@@ -176,12 +198,17 @@ def _work(function: bytes, shard: bytes, workers: int = 1) -> tuple[bytes | None
 
 
 @lru_cache(maxsize=4)
-def _loaded(function: bytes) -> Callable[[Any], Any]:
+def _loaded(function: bytes) -> Callable[..., Any]:
     return pickle.loads(function)
 
 
 class _ModelActor:
     """A process that keeps a model between shards."""
+
+    def load(self, build: bytes) -> None:
+        """Make the model before the first shard; what it raises is raised there again, where it is told."""
+        with suppress(Exception):
+            _model(_loaded(build))
 
     def work(self, function: bytes, shard: bytes) -> tuple[bytes | None, tuple[str, int | None, str] | None]:
         return _work(function, shard)

@@ -36,12 +36,13 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why a shard is not done. died: its process ended, or the machine under it."""
+    """Why a shard is not done. died: its process or machine ended; loading: before its model was whole."""
 
     line: str
     errno: int | None = None
     details: str = ""
     died: bool = False
+    loading: bool = False
 
     @property
     def may_pass(self) -> bool:
@@ -133,8 +134,9 @@ def schedule(
                 left -= 1
                 yield index, answer.result
                 continue
-            tries[index] += not trouble.died
-            died[index] += trouble.died
+            at_fault = trouble.died and not trouble.loading  # a document, perhaps: those are found by dying often
+            tries[index] += not at_fault
+            died[index] += at_fault
             if not trouble.may_pass or tries[index] >= MAX_ATTEMPTS or died[index] >= deaths:
                 raise shard_error(label, index, shards, trouble)
             if progress is not None:

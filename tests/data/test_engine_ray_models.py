@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from data.clean.perplexity import ScorePerplexity
-from data.engine import LocalPool
+from data.engine import LocalPool, ShardError
+from data.scheduler import MAX_ATTEMPTS
 from data.tables import count_rows, read_documents
 from tests.data.cluster_cases import engine, shards_of
 
@@ -39,6 +40,21 @@ def test_a_model_is_built_once_an_actor(cluster: Any, tmp_path: Path) -> None:
         found = session.map_with(partial(Counting, tmp_path), rows_with, paths, label="rows")
     assert [rows for rows, _ in found] == list(range(8))
     assert len(list(tmp_path.glob("built-*"))) == len({process for _, process in found}) <= 3
+
+
+def too_large(folder: Path) -> Counting:
+    """As a model that its machine has no memory for."""
+    model = Counting(folder)
+    os._exit(1)
+    return model
+
+
+@pytest.mark.slow
+def test_a_model_whose_process_dies_while_it_is_loaded_is_tried_three_times(cluster: Any, tmp_path: Path) -> None:
+    paths = shards_of(tmp_path, [["text"]])
+    with engine(cluster).session(tmp_path) as session, pytest.raises(ShardError, match="while its model was loaded"):
+        session.map_with(partial(too_large, tmp_path), rows_with, paths, label="rows", deaths=25)
+    assert len(list(tmp_path.glob("built-*"))) == MAX_ATTEMPTS
 
 
 @dataclass(frozen=True, kw_only=True)
