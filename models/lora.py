@@ -70,8 +70,12 @@ class LoRA:
             raise ValueError(f"lora.rank={self.rank}, rank_pattern={self.rank_pattern}: every rank must be at least 1")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"lora.dropout must be at least 0 and below 1, not {self.dropout}")
-        if not self.names or len(set(self.names)) != len(self.names):
-            raise ValueError(f"lora.names={self.names}: give every adapter a name of its own")
+        if not min(self.alpha, *(alpha for _, alpha in self.alpha_pattern), 1.0) > 0.0:
+            raise ValueError(f"lora.alpha={self.alpha}, alpha_pattern={self.alpha_pattern}: each must be above 0")
+        if not self.targets:
+            raise ValueError("lora.targets is empty: name projections, or take 'all-linear'")
+        if not self.names or len(set(self.names)) != len(self.names) or "base" in self.names:
+            raise ValueError(f"lora.names={self.names}: give every adapter a name of its own, other than 'base'")
         if self.tie_embedding and (self.dora or "lm_head" in self.targets):
             raise ValueError("lora.tie_embedding takes 'embedding' alone as a target and goes without dora")
 
@@ -99,7 +103,8 @@ def add_lora(
 ) -> CausalLM:
     """The model with adapters where `config.targets` asks for them; the arrays of the base are shared.
 
-    Works on stacked and unstacked models, and under tracing. round_trip: a kernel quantised and back, for init="loftq".
+    Works on stacked and unstacked models, and under tracing. round_trip: a kernel quantised and back, where the model
+    is quantised afterwards: what init="loftq" makes up for, and whose lengths DoRA begins with.
     Errors: ValueError where a pattern matches nothing or a rank exceeds a side of its matrix.
     """
     model = nnx.clone(model)
@@ -140,8 +145,8 @@ def choose(config: LoRA, paths: Iterable[str]) -> list[str]:
         chosen = [path for path in paths if any(matches(pattern, path) for pattern in patterns)]
     for name in ("rank_pattern", "alpha_pattern"):
         check_patterns(f"lora.{name}", [pattern for pattern, _ in getattr(config, name)], chosen)
-    if config.tie_embedding and "embedding" not in chosen:
-        raise ValueError(f"lora.tie_embedding needs 'embedding' among lora.targets={config.targets!r}")
+    if config.tie_embedding and ("embedding" not in chosen or "lm_head" in chosen):
+        raise ValueError(f"lora.tie_embedding needs 'embedding' and no 'lm_head' among lora.targets={config.targets!r}")
     return chosen
 
 
@@ -230,15 +235,14 @@ def new_adapter(
         else:  # kaiming_uniform_(a=sqrt(5)) of torch: bounds 1 / sqrt(fan in)
             a = jax.random.uniform(key, a_shape, minval=-(in_dim**-0.5), maxval=in_dim**-0.5)
     magnitude = None
-    if base is None and config.dora:  # a b is zero: the lengths of the matrix itself
-        squares = jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=-2, keepdims=True)
-        lengths = jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
-        magnitude = jnp.broadcast_to(lengths, (*layers, count, out_dim))
-    elif base is not None and config.dora:
+    if config.dora:  # the lengths that the columns begin with; of a matrix that is quantised next, as it will rest
+        start = kernel if base is None else base
+        if base is None and round_trip is not None:
+            start = jax.lax.map(round_trip, kernel.reshape(-1, in_dim, out_dim)).reshape(kernel.shape)
         of_sum = partial(column_lengths, scales=(scale,) * count)
         for _ in layers:
             of_sum = jax.vmap(of_sum)
-        magnitude = of_sum(base, a, b)
+        magnitude = of_sum(start, a, b)
     scales = (scale,) * count
     adapter = Adapter(a, b, magnitude, axes=axes, scales=scales, dropout=config.dropout, dtype=dtype, path=path)
     return adapter, base

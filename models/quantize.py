@@ -28,23 +28,10 @@ from models.transformer import CausalLM
 
 # The quantiles of a unit normal, cut and scaled to [-1, 1] (QLoRA, appendix E, as bitsandbytes rounds them).
 NF4_VALUES = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
 SCALE_GROUP = 256  # scales that share a second scale (QLoRA, section 3)
 
 
@@ -68,6 +55,10 @@ class Int8Weights:
     """Whole numbers from -127 to 127 times one scale for each `block` weights of a column; None: the whole column."""
 
     block: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.block is not None and self.block < 1:
+            raise ValueError(f"quantize.block must be at least 1, or None, not {self.block}")
 
 
 Quantization = NF4 | Int8Weights
@@ -139,9 +130,6 @@ def _product_backward(config: Quantization, parts: dict[str, Array], gradient: A
 product.defvjp(_product_forward, _product_backward)
 
 
-# ------------------------------------------------------------------------------------------------------ the numbers
-
-
 def quantize(kernel_IO: Float[Array, "I O"], config: Quantization) -> dict[str, Array]:
     """The parts of one matrix.
 
@@ -149,6 +137,7 @@ def quantize(kernel_IO: Float[Array, "I O"], config: Quantization) -> dict[str, 
     float32 [G] and `mean` []. int8: `codes` [I, O] and `scales` [K, O].
     """
     in_dim, out_dim = kernel_IO.shape
+    check_blocks(in_dim, config, "this matrix")
     block = config.block or in_dim
     blocks_KbO = kernel_IO.astype(jnp.float32).reshape(in_dim // block, block, out_dim)
     scales_KO = jnp.max(jnp.abs(blocks_KbO), axis=1)
@@ -159,6 +148,14 @@ def quantize(kernel_IO: Float[Array, "I O"], config: Quantization) -> dict[str, 
     if not config.double_quant:
         return {"packed": packed_PO, "scales": scales_KO}
     return {"packed": packed_PO, **quantize_scales(scales_KO)}
+
+
+def check_blocks(in_dim: int, config: Quantization, path: str) -> None:
+    """ValueError where blocks do not divide the input side of the matrix at a path."""
+    if in_dim % (config.block or in_dim):
+        raise ValueError(
+            f"quantize.block={config.block} does not divide the input side of {path}, {in_dim}: take a divisor"
+        )
 
 
 def quantize_scales(scales_KO: Float[Array, "K O"]) -> dict[str, Array]:
@@ -246,17 +243,11 @@ def dynamic_map(signed: bool = True) -> np.ndarray:
     return np.sort(np.asarray(values, np.float64)).astype(np.float32)
 
 
-# -------------------------------------------------------------------------------------------------------- the model
-
-
 def quantized_linear(linear: Linear, config: Quantization, path: str) -> QuantizedLinear:
     """The projection with its kernel quantised, layer after layer where it is stacked; bias and adapters stay."""
     kernel = linear.kernel.get_value()
     in_dim = kernel.shape[-2]
-    if config.block is not None and in_dim % config.block:
-        raise ValueError(
-            f"quantize.block={config.block} does not divide the input side of {path}, which is {in_dim}: take a divisor"
-        )
+    check_blocks(in_dim, config, path)
     flat = kernel.reshape(-1, *kernel.shape[-2:])
     parts = jax.lax.map(lambda one: quantize(one, config), flat)
     parts = {name: part.reshape(*kernel.shape[:-2], *part.shape[1:]) for name, part in parts.items()}

@@ -169,7 +169,15 @@ def load_params(location: str | Path, config: ModelConfig, mesh: Mesh) -> dict[s
 
 
 def matching_config(where: Location, config: ModelConfig) -> ModelConfig:
-    """The config of a checkpoint; ValueError naming the parts in which it is another model than `config`."""
+    """The config of a checkpoint; ValueError naming the parts in which it is another model than `config`.
+
+    A run with adapters is refused too: which of them its weights have in them must be said, by merging.
+    """
+    if where.kind == "run" and read_run_tuning(where.path).lora is not None:
+        raise ValueError(
+            f"init_from {where.path} is a run with adapters, on weights that do not hold what they learned: merge them "
+            f"(python -m train.export --checkpoint {where.path} --format hf --out DIR) and start from DIR"
+        )
     found = checkpoint_config(where)
     ours, theirs = _comparable(config), _comparable(found)
     other = [f"{k}={theirs[k]!r} there, {ours[k]!r} here" for k in ours if ours[k] != theirs[k]]

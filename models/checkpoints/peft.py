@@ -31,6 +31,7 @@ from models.checkpoints.peft_folder import ADAPTER_KEY, PREFIX, check_base, chec
 from models.checkpoints.weights import parameter_paths
 from models.lora import LoRA, adaptable, plain, without_lora
 from models.quantize import QuantizedLinear
+from models.trainable import trained_biases
 from models.transformer import CausalLM
 
 
@@ -94,6 +95,8 @@ def load_peft(folder: Path, model: CausalLM, *, other_base: bool = False) -> tup
     if not other_base:
         check_base(folder, checksums(model))
     model, also = _load_whole(model, rest, table, folder)
+    if not trained_biases(parameter_paths(nnx.state(model, nnx.Param)), lora):  # PEFT takes "all" where there is none
+        lora = dataclasses.replace(lora, bias="none")
     return model, dataclasses.replace(lora, also_train=also)
 
 

@@ -9,12 +9,12 @@ from flax import nnx
 from models.config import Attention, Embedding, Execution, ModelConfig
 from models.decode import DecodeConfig, Decoder, generate
 from models.lora import LoRA, add_lora, merge_lora, without_lora
-from models.quantize import NF4, quantize_model, round_trip
+from models.quantize import NF4, Int8Weights, quantize_model, round_trip
 from models.rows import RowContext, row_keys
 from models.scoring import Scorer
 from models.trainable import trainable_paths
 from models.transformer import CausalLM, unstacked
-from models.tuning import dotted_paths
+from models.tuning import Tuning, dotted_paths, tuned
 
 ROWS, LENGTH = 3, 10
 SIZES = {"num_layers": 2, "embed_dim": 32, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 48}
@@ -185,7 +185,9 @@ def refused(*parts):
 
 
 def test_what_does_not_fit_is_refused_in_one_line(base):
-    add = lambda **changes: add_lora(base, LoRA(**changes), rngs=nnx.Rngs(1))  # noqa: E731
+    add = lambda round_trip=None, **changes: add_lora(  # noqa: E731
+        base, LoRA(**changes), rngs=nnx.Rngs(1), round_trip=round_trip
+    )
     with refused("'qq' matches nothing", "layers.attention.q"):
         add(targets=("q", "qq"))
     with refused("no regular expression: missing"):
@@ -202,8 +204,35 @@ def test_what_does_not_fit_is_refused_in_one_line(base):
         add(tie_embedding=True)
     with refused("freeze: 'mpl' matches nothing", "layers.mlp"):
         trainable_paths(["layers.mlp.up.kernel"], freeze=("mpl",))
+    with refused("needs 'embedding' and no 'lm_head'"):  # the adapter of the output would learn nothing
+        add(targets=(".*",), rank=4, tie_embedding=True)
     with refused("block=64 does not divide the input side of layers"):
         quantize_model(base, NF4())
+    with refused("block=10 does not divide the input side of this matrix, 32"):
+        add(init="loftq", round_trip=round_trip(NF4(block=10)))
+    with refused("block must be at least 1, or None, not -4"):
+        Int8Weights(block=-4)
+    with refused("alpha=0.0.*each must be above 0"):
+        LoRA(alpha=0.0)
+    with refused("targets is empty"):
+        LoRA(targets=())
+    with refused("other than 'base'"):
+        LoRA(names=("base",))
+    paths = ["layers.mlp.up.parts.packed", "layers.attention.q.kernel", "layers.attention.q.lora.a"]
+    with refused("also_train: 'up' is layers.mlp.up, which is quantised"):
+        trainable_paths(paths, LoRA(also_train=("up",)))
+    with refused("bias='all' finds no bias in this model"):
+        trainable_paths(paths, LoRA(bias="all"))
+    assert trainable_paths(paths, LoRA(also_train=(".*",))) == set(paths[1:])
+
+
+def test_dora_over_quantised_weights_begins_as_they_are(base):
+    """Its lengths are those of the matrix that rests, as PEFT's are, whichever of the two comes first."""
+    form, dora = NF4(block=16), LoRA(targets="all-linear", dora=True, dropout=0.0)
+    fresh = made(lambda: tuned(base, Tuning(lora=dora, quantize=form), 1))
+    np.testing.assert_allclose(run(fresh), run(fresh, chosen(-1, -1, -1)), atol=1e-5)
+    loaded = made(lambda: add_lora(quantize_model(base, form), dora, rngs=nnx.Rngs(1)))
+    np.testing.assert_allclose(run(fresh), run(loaded), atol=1e-5)
 
 
 @pytest.mark.slow

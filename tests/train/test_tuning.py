@@ -24,7 +24,7 @@ from models.sharding import MeshConfig, abstract_mesh, batch_sharding, make_mesh
 from models.transformer import CausalLM
 from models.tuning import Tuning, dotted_paths, tuned
 from tests.train.tiny import losses, random_batch, run_config, tiny_model
-from train.config import load_config
+from train.config import load_config, to_json
 from train.loss import next_token_objective
 from train.moments import compress, expand
 from train.optimizer import AdamW, Muon, WarmupCosine, make_optimizer, make_schedule
@@ -230,6 +230,16 @@ def tuning_config(folder: Path, base: str, quantised: bool = False, **changes):
         "quantize": NF4(block=16) if quantised else None,
     }
     return run_config(folder, **(parts | changes))
+
+
+def test_a_run_with_adapters_is_no_start_for_another(tmp_path):
+    """Its adapters would go on under new settings where they fit, and be lost where they do not."""
+    config = tuning_config(tmp_path, str(tmp_path / "base"))
+    (tmp_path / "first" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "first" / "config.json").write_text(json.dumps(to_json(config)))
+    for tuning in (config.tuning, Tuning()):
+        with pytest.raises(ValueError, match=r"first is a run with adapters, .*: merge them .* and start from DIR"):
+            load_tuned(tmp_path / "first", config.model, make_mesh(MeshConfig()), tuning, seed=0)
 
 
 def checkpoint_items(run_dir: Path) -> set[str]:
