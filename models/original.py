@@ -8,6 +8,7 @@ Shapes: I and O the sides of a matrix, R rank.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -37,12 +38,31 @@ def on_original(model: CausalLM, original: CausalLM, start: CausalLM | None = No
     if start is not None:
         for path, first in adapters_of(start).items():
             if path not in quantised:
-                _check_parts(path, sources[path].full_kernel(), places[path].full_kernel(), first)
-    for path in quantised | wider.keys():
-        places[path].kernel = places[path].kernel.replace(sources[path].kernel.get_value())
+                _check_parts(
+                    path,
+                    _float_source(path, sources.get(path), places[path].full_kernel().shape),
+                    places[path].full_kernel(),
+                    first,
+                )
+    for path in sorted(quantised | wider.keys()):
+        source = _float_source(path, sources.get(path), places[path].full_kernel().shape)
+        places[path].kernel = places[path].kernel.replace(source)
     for path, adapter in wider.items():
         places[path].lora = nnx.data(adapter)
     return moved
+
+
+def _float_source(path: str, source: Any, shape: tuple[int, ...]) -> Array:
+    """The float matrix of the original at a path; ValueError where it has none, or one of another shape."""
+    if isinstance(source, QuantizedLinear):
+        raise ValueError(
+            f"the original base rests in {type(source.config).__name__} itself ({path}): no weights from before are "
+            "known; merge into what it is, or name a float one"
+        )
+    if source is None or source.full_kernel().shape != shape:
+        found = "none" if source is None else source.full_kernel().shape
+        raise ValueError(f"the original base is another model: {path} is {found} there and {shape} here")
+    return source.kernel.get_value()
 
 
 def widened(adapters: Mapping[str, Adapter], first: Mapping[str, Adapter]) -> dict[str, Adapter]:

@@ -1,7 +1,7 @@
 """Optimizer moments at rest in 8 bits (Dettmers et al. 2022, arXiv:2110.02861): blocks, a maximum each, a dynamic map.
 
 Every array of an inner optimizer's state becomes two: `codes`, uint8 of the same shape, which therefore lies on the
-devices as its parameter does, and `scales`, float32, one for each block along the longer of the last two dims. The
+devices as its parameter does, and `scales`, float32, one for each block along one of the last two dims. The
 update itself runs in float32. Arrays below 4,096 elements stay as they are (section 2.3 of the paper's code release).
 """
 
@@ -69,7 +69,7 @@ def is_signed(path: tuple) -> bool:
 
 
 def compress(x: Float[Array, "*dims"], *, signed: bool) -> tuple[Array, Array]:
-    """(codes of the shape of x, scales), blocks along the longer of the last two dims."""
+    """(codes of the shape of x, scales), blocks as of `blocking`."""
     axis, block = blocking(x.shape)
     blocks = jnp.moveaxis(x, axis, -1)
     blocks = blocks.reshape(*blocks.shape[:-1], -1, block)
@@ -87,7 +87,14 @@ def expand(codes: Array, scales: Array, *, signed: bool) -> Float[Array, "*dims"
 
 
 def blocking(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(the axis along which blocks lie, elements of a block: the largest divisor of its length up to 256)."""
-    axis = -1 if shape[-1] >= shape[-2] else -2
-    length = shape[axis]
-    return axis, max(size for size in range(1, BLOCK + 1) if length % size == 0)
+    """(the axis along which blocks lie, elements of a block), of the last two: a length's largest divisor up to 256.
+
+    The longer blocks are taken, of two that are as long those along the longer axis: a table of 32,003 words, which is
+    a prime, has a scale for every 256 of its columns and not one for each of its elements.
+    """
+    found = []
+    for axis in (-1, -2):
+        block = max(size for size in range(1, BLOCK + 1) if shape[axis] % size == 0)
+        found.append((block, shape[axis], axis))
+    block, _, axis = max(found)
+    return axis, block

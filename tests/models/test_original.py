@@ -101,3 +101,8 @@ def test_another_original_is_refused() -> None:
     start = add_lora(base, LoRA(targets=("q",), rank=4, init="pissa"), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"layers.attention.q is not the original less what its adapter began as"):
         on_original(start, tiny_model(seed=1), start)
+    small = quantize_model(base, NF4(block=16))
+    with pytest.raises(ValueError, match=r"rests in NF4 itself \(layers.*\): no weights from before are known"):
+        on_original(small, small)
+    with pytest.raises(ValueError, match=r"another model: layers.* is \(2, 32, 48\) there and \(2, 32, 64\) here"):
+        on_original(small, tiny_model(mlp_dim=48, head_dim=6, num_heads=8))

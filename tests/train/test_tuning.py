@@ -157,6 +157,12 @@ def test_moments_in_8_bits_take_a_quarter_and_train_as_well(optimizer, monkeypat
     np.testing.assert_allclose(small.losses(steps=5), whole.losses(steps=5), rtol=0.02)
 
 
+def test_moments_of_a_table_of_any_length_take_a_quarter():
+    for shape in ((32_003, 64), (4099, 512), (2, 576, 8), (2, 8, 576), (50_257, 768)):
+        codes, scales = jax.eval_shape(lambda shape=shape: compress(jnp.zeros(shape), signed=True))
+        assert codes.shape == shape and 4 * scales.size < 0.07 * codes.size, shape
+
+
 @pytest.mark.parametrize("signed", [True, False])
 def test_a_moment_comes_back_within_the_steps_of_the_map(signed):
     x = np.random.default_rng(0).normal(size=(3, 512, 24)).astype(np.float32) * np.logspace(-6, 0, 24, dtype=np.float32)
