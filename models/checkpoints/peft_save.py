@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +149,9 @@ def _write_whole(tensors: dict[str, np.ndarray], model: CausalLM, lora: LoRA, ta
     leaves = dict(nnx.to_flat_state(state))
     paths = parameter_paths(state)
     modules = set()
-    for path in sorted(trainable_paths(paths, lora)):
-        if is_adapter(path):
-            continue
+    trained = sorted(path for path in trainable_paths(paths, lora) if not is_adapter(path))
+    check_whole(trained, model, lora)
+    for path in trained:
         rule = table[path]
         if rule.part is not None:
             raise ValueError(f"{path} is trained whole, but shares a tensor with others in this family: merge instead")
@@ -168,3 +168,17 @@ def _write_whole(tensors: dict[str, np.ndarray], model: CausalLM, lora: LoRA, ta
         if path == "embedding" and model.lm_head is None:  # PEFT reads the table once for each of its two places
             tensors[f"{PREFIX}{table['lm_head.kernel'].name}"] = tensors[f"{name}.{kind}"].copy()
     return sorted(modules)
+
+
+def check_whole(trained: Collection[str], model: CausalLM, lora: LoRA) -> None:
+    """ValueError where PEFT could not read what is trained whole: it takes modules with all their parameters, or with
+    an adapter; never both, nor a bias that `lora.bias` does not name."""
+    adapted, paths = adapters_of(model), parameter_paths(nnx.state(model, nnx.Param))
+    for path in trained:
+        if path.endswith(".bias") and lora.bias != "none":
+            continue
+        module = path.rpartition(".")[0] or path
+        left = [p for p in paths if p.rpartition(".")[0] == module and p not in trained]
+        if left or module in adapted:
+            other = f"{left[0]} is not" if left else "has an adapter too"
+            raise ValueError(f"{path} is trained whole and {other}, which PEFT has no words for: merge (--format hf)")

@@ -205,6 +205,10 @@ def test_a_foreign_adapter_is_refused_in_one_line(tmp_path: Path) -> None:
     load_peft(tmp_path / "b", tiny_model(), other_base=True)
     with pytest.raises(ValueError, match=r"init='pissa' acts on a base that it changed, .*: put it"):
         save_peft(adapted, dataclasses.replace(lora, init="pissa"), tmp_path / "c")
+    biased = add_lora(model_of(BIASED), lora, rngs=nnx.Rngs(0))
+    for also, why in (("k.bias", "layers.attention.k.kernel is not"), ("q", "has an adapter too")):
+        with pytest.raises(ValueError, match=f"is trained whole and {why}, which PEFT has no words for"):
+            save_peft(biased, dataclasses.replace(lora, also_train=(also,)), tmp_path / "c")
     with pytest.raises(ValueError, match="has no adapter: nothing to write for PEFT"):
         save_peft(tiny_model(), lora, tmp_path / "c")
     (tmp_path / "d").mkdir()
