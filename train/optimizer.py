@@ -116,6 +116,9 @@ def make_optimizer(config: AdamW | Muon, axes: Axes) -> optax.GradientTransforma
     """
     decayed = jax.tree.map(lambda names: len(_own_dims(names)) >= 2, axes, is_leaf=_is_names)
     if isinstance(config, AdamW):
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(axes, is_leaf=_is_names)]
+        if config.lora_b_ratio != 1.0 and not any(map(_is_lora_b, paths)):
+            raise ValueError(f"optimizer.lora_b_ratio={config.lora_b_ratio} finds no adapter of a projection: set lora")
         return optax.chain(
             _stored_as(config.moment_dtype, optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)),
             optax.add_decayed_weights(config.weight_decay, decayed) if config.weight_decay else optax.identity(),
@@ -188,8 +191,9 @@ def _stored_as(dtype: MomentDtype, inner: optax.GradientTransformation) -> optax
 
 
 def _is_lora_b(path: tuple) -> bool:
-    """Whether a parameter is the half of a projection's adapter that begins at zero."""
-    return len(path) > 2 and path[0].key == "layers" and [key.key for key in path[-2:]] == ["lora", "b"]
+    """Whether a parameter is the half of a projection's adapter that begins at zero; a token table's `b` does not."""
+    names = [key.key for key in path]
+    return names[-2:] in (["lora", "b"], ["lm_head_lora", "b"])
 
 
 def _scaled_where(chosen: Callable[[tuple], bool], factor: float) -> optax.GradientTransformation:

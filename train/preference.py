@@ -43,7 +43,9 @@ class Preference:
             )
 
     def make(self, options: TrainConfig) -> Any:
-        """(model, batch) -> (sum to differentiate, sums to report)."""
+        """(model, batch) -> (sum to differentiate, sums to report); ValueError for a z-loss: there is none here."""
+        if options.z_loss:
+            raise ValueError(f"train.z_loss={options.z_loss} is of objective=NextToken(): set 0 for Preference()")
         return partial(
             preference_objective,
             beta=self.beta,

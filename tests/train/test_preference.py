@@ -15,6 +15,7 @@ from models.transformer import CausalLM
 from train.loss import next_token_objective
 from train.objectives import NextToken
 from train.preference import Preference, preference_objective
+from train.step import TrainConfig
 
 VOCAB, ROW = 96, 64
 RNG = np.random.default_rng(7)
@@ -154,5 +155,7 @@ def test_objectives_refuse_the_other_ones_data() -> None:
     for lora in (None, LoRA(bias="all"), LoRA(also_train=("final_norm",)), LoRA(init="pissa")):
         with pytest.raises(ValueError, match="the base without its adapter as the reference"):
             Preference().check(lora, paired=True)
+    with pytest.raises(ValueError, match=r"train.z_loss=0.001 is of objective=NextToken"):
+        Preference().make(TrainConfig(num_steps=1, z_loss=1e-3))
     with pytest.raises(ValueError, match=r"beta=0.0 must be above 0"):
         Preference(beta=0.0)

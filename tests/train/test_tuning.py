@@ -132,6 +132,23 @@ def test_freezing_by_pattern_leaves_the_rest_to_train():
     assert "kernel" in made.state.params["layers"]["attention"]["q"] and np.isfinite(last) and first != last
 
 
+def test_lora_plus_is_of_every_projection_the_output_too():
+    tuning = Tuning(lora=LoRA(targets=("q", "embedding", "lm_head"), rank=4))
+    _, axes, _ = describe_model(tiny_model(), abstract_mesh(MeshConfig(), 1), tuning)
+    ones = jax.tree.map(lambda names: jnp.ones([1] * len(names)), axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    tx = make_optimizer(AdamW(learning_rate=1.0, weight_decay=0.0, lora_b_ratio=16.0), axes)
+    updates, _ = tx.update(ones, tx.init(ones), ones)
+    found = {
+        ".".join(str(key.key) for key in path): -value.item() for path, value in jax.tree.leaves_with_path(updates)
+    }
+    faster = {name for name, value in found.items() if value > 15}
+    assert faster == {"layers.attention.q.lora.b", "lm_head_lora.b"} and len(found) == 6
+    with pytest.raises(ValueError, match=r"lora_b_ratio=16.0 finds no adapter of a projection"):
+        make_optimizer(
+            AdamW(lora_b_ratio=16.0), describe_model(tiny_model(), abstract_mesh(MeshConfig(), 1), Tuning())[1]
+        )
+
+
 @pytest.mark.slow
 def test_lora_plus_moves_b_faster_by_its_ratio():
     plain, faster = (Tuner(ADAPTERS, optimizer=AdamW(lora_b_ratio=ratio, weight_decay=0.0)) for ratio in (1.0, 16.0))
