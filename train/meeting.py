@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from train.roster import BAD_INPUT, STOPPED, MeetingConfig, Roster, messages, send
+from train.roster import BAD_INPUT, STOPPED, MeetingConfig, Pauses, Roster, messages, send
 
 SAYS_WAITING = 15.0  # seconds between two lines of a process that waits
+LATE = 0.1  # seconds by which a thread may wake late without a reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,19 +112,24 @@ class Processes:
     def watch(self, connection: socket.socket | None = None) -> None:
         """Starts the threads that tell of this process and listen to process 0."""
         self._connection = connection
+        self._since = self._heard = time.monotonic()
         for target in (self._tell,) if connection is None else (self._tell, self._listen):
             threading.Thread(target=target, daemon=True, name=f"meeting{target.__name__}").start()
 
     def _tell(self) -> None:
-        """Signs of life. faulthandler's own thread speaks where this one cannot, because the interpreter is held."""
-        limit = self.config.silent
-        while not self._closed.wait(self.config.beat):
-            idle = time.monotonic() - self._since
+        """Signs of life. faulthandler's own thread speaks, and ends the process, where this one cannot because the
+        interpreter is held: the others have ended by then, and start again only with this one."""
+        limit, pauses = self.config.silent, Pauses(self.config.beat)
+        while not self._closed.wait(pauses.seconds):
+            lost, now = pauses.lost(), time.monotonic()
+            if lost > LATE:
+                self._heard, self._since = min(now, self._heard + lost), min(now, self._since + lost)
+            idle = now - self._since
             if self._connection is None:
                 if idle > self.config.stall * self._state["patience"]:
                     self._end(f"no step was finished for {idle:.0f} s ({self._state['doing']})", STOPPED)
                 continue
-            faulthandler.dump_traceback_later(limit, exit=False)
+            faulthandler.dump_traceback_later(2 * limit, exit=True)
             with contextlib.suppress(OSError):
                 self._send({"kind": "beat", "idle": idle} | self._state)
             if time.monotonic() - self._heard > limit:

@@ -6,6 +6,7 @@ Messages are lines of JSON over TCP.
 import contextlib
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 STOPPED = 75  # exit code of a run that can go on: start it again (EX_TEMPFAIL of sysexits.h)
 BAD_INPUT = 1
+SENDING = 5.0  # seconds after which one that takes in nothing that it is sent is not waited for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +96,10 @@ class Roster:
                 )
             if index in self._members:
                 return self._end(f"two processes say that they are number {index} of {self._count}", BAD_INPUT)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(SENDING), 0))
             self._members[index] = Member(connection, time.monotonic())
             if len(self._members) == self._count:
-                for member in self._members.values():
-                    send(member.connection, {"kind": "values", "name": "join", "values": [self._jax_port]})
+                self._tell_all({"kind": "values", "name": "join", "values": [self._jax_port]})
         with contextlib.suppress(OSError):
             for message in told:
                 self._received(index, message)
@@ -118,8 +120,7 @@ class Roster:
                 values[index] = message["value"]
                 if len(values) == self._count:
                     answer = [values[place] for place in range(self._count)]
-                    for other in self._members.values():
-                        send(other.connection, {"kind": "values", "name": message["name"], "values": answer})
+                    self._tell_all({"kind": "values", "name": message["name"], "values": answer})
                     del self._values[message["name"]]
             elif message["kind"] == "bye":
                 self._left.add(index)
@@ -128,11 +129,19 @@ class Roster:
                 if len(self._left) == self._count:
                     self.finished.set()
 
+    def _tell_all(self, message: dict[str, Any]) -> None:
+        """One that cannot be told is gone or silent, which its own thread or the watch finds: not the sender is."""
+        for member in self._members.values():
+            with contextlib.suppress(OSError):
+                send(member.connection, message)
+
     def _watch(self) -> None:
-        began = time.monotonic()
-        while not self.finished.wait(self._config.beat / 2):
-            now = time.monotonic()
+        began, pauses = time.monotonic(), Pauses(self._config.beat / 2)
+        while not self.finished.wait(pauses.seconds):
+            lost, now = pauses.lost(), time.monotonic()
             with self._lock:
+                for member in self._members.values():
+                    member.heard, member.since = min(now, member.heard + lost), min(now, member.since + lost)
                 here = [member for index, member in sorted(self._members.items()) if index not in self._left]
                 if len(self._members) < self._count:
                     if now - began > self._config.join:
@@ -167,6 +176,21 @@ class Roster:
                     member.connection.settimeout(1.0)
                     send(member.connection, {"kind": "end", "reason": reason, "code": code})
         self.finished.set()
+
+
+class Pauses:
+    """Tells a thread that wakes every `seconds` how long it was kept from it: its process was stopped, or got no turn.
+
+    That time says nothing of how long others were silent.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds, self._woke = seconds, time.monotonic()
+
+    def lost(self) -> float:
+        """Seconds by which this waking is late."""
+        before, self._woke = self._woke, time.monotonic()
+        return max(0.0, self._woke - before - self.seconds)
 
 
 def send(connection: socket.socket, message: dict[str, Any]) -> None:

@@ -1,10 +1,12 @@
 """Processes that do not come, differ, die, fall silent or stand still: each gives its own sentence, in its limit."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,14 +16,15 @@ import pytest
 from launch.local import _two_free_ports
 from train.distributed import find_place, first_host
 from train.meeting import MeetingConfig, Place, Processes, join
+from train.roster import Roster, messages, send
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
-import os, sys, time
+import ctypes, os, sys, time
 from pathlib import Path
 from train.meeting import MeetingConfig, Place, join
 index, count, port, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-limits = MeetingConfig(join=2.0, silent=1.5, stall=3.0)
+limits = MeetingConfig(join=float(os.environ.get("JOIN", "2")), silent=1.5, stall=3.0)
 processes = join(Place(address="127.0.0.1:" + port, index=index, count=count), limits)
 processes.stacks = Path(sys.argv[5])
 print(processes.exchange("squares", index * index), flush=True)
@@ -35,29 +38,38 @@ for step in range(12):
         os.kill(os.getpid(), 19)
     if index == 1 and step == 3 and what == "stall":
         time.sleep(60)
+    if index == 1 and step == 3 and what == "hold":
+        ctypes.PyDLL(None).sleep(60)  # and no other thread runs
     processes.beat(step, "in its step")
     time.sleep(0.05 if what == "none" else 0.6)
 processes.close()
 """
 
 
-def meet(folder: Path, indices: list[int], count: int, what: str = "none") -> list[tuple[int, str]]:
-    """(exit code, output) of each process; one that is stopped is ended by SIGKILL when the others have ended."""
-    port = str(_two_free_ports())
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(index), str(count), port, what, str(folder / "stacks")],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in indices
-    ]
+def meet(
+    folder: Path, indices: list[int], count: int, what: str = "none", *, between: float = 0.0, join: float = 2.0
+) -> list[tuple[int, str]]:
+    """(exit code, output) of each process; one that is stopped is ended by SIGKILL when the others have ended.
+
+    between: seconds between two starts. "pause": all are stopped together for longer than they may be silent.
+    """
+    port, running = str(_two_free_ports()), []
+    for index in indices:
+        time.sleep(between if running else 0.0)
+        command = [sys.executable, "-c", PROGRAM, str(index), str(count), port, what, str(folder / "stacks")]
+        environment = os.environ | {"JOIN": str(join)}
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        running.append(subprocess.Popen(command, cwd=ROOT, env=environment, **output))
     if what == "stop":
-        running[0].wait(20)
+        running[0].wait(120)
         running[1].send_signal(signal.SIGKILL)
-    outputs = [process.communicate(timeout=20)[0] for process in running]
+    if what == "pause":
+        time.sleep(2.0)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for process in running:
+                process.send_signal(number)
+            time.sleep(2.5)
+    outputs = [process.communicate(timeout=120)[0] for process in running]
     return [(process.returncode, output) for process, output in zip(running, outputs)]
 
 
@@ -72,6 +84,38 @@ def test_who_does_not_come_is_named_by_all_that_did(tmp_path):
     assert time.monotonic() - began < 8
 
 
+def test_one_that_waited_long_for_process_0_waits_on_for_the_others(tmp_path):
+    """Process 0 comes later than a silence may last, and another one after that."""
+    squares = (0, "[0, 1, 4]\n")
+    assert meet(tmp_path, [1, 0, 2], 3, between=2.5, join=60.0) == [squares] * 3
+
+
+def test_processes_that_were_stopped_together_go_on_together(tmp_path):
+    """A suspended machine: nobody was silent while nobody listened."""
+    assert meet(tmp_path, [0, 1], 2, "pause") == [(0, "[0, 1]\n")] * 2
+
+
+def test_one_that_takes_in_nothing_keeps_nobody_from_the_end(tmp_path):
+    """It says what it has to say and is stopped: what it is sent fills its connection, and the watch goes on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        roster = Roster(listener, 2, MeetingConfig(silent=2.0), 1)
+        both = [socket.create_connection(listener.getsockname()) for _ in range(2)]
+        for index, connection in enumerate(both):
+            send(connection, {"kind": "join", "index": index, "count": 2})
+        told: list[dict] = []
+        threading.Thread(target=lambda: told.extend(messages(both[0])), daemon=True).start()
+        for index, connection in enumerate(both):
+            value = {"kind": "value", "name": "all", "value": "x" * (index * (16 << 20))}
+            threading.Thread(target=send, args=(connection, value), daemon=True).start()
+        assert roster.finished.wait(60)
+        for connection in both:
+            connection.shutdown(socket.SHUT_RDWR)
+    while not told or told[-1]["kind"] != "end":
+        time.sleep(0.01)
+    assert [message["kind"] for message in told] == ["values", "values", "end"]
+    assert "fell silent; process 0: step 0" in told[-1]["reason"]
+
+
 def test_without_process_0_the_address_is_named(tmp_path):
     ((code, output),) = meet(tmp_path, [1], 2)
     assert code == 75 and "could not reach process 0 at 127.0.0.1:" in output and "within 2 s" in output
@@ -82,7 +126,9 @@ def test_the_sentence_of_one_is_the_sentence_of_all(tmp_path):
     assert (code_0, code_1) == (1, 1) and output_0.endswith("error: process 1: its disk is full\n")
 
 
-@pytest.mark.parametrize(("what", "words"), [("die", "is gone"), ("stop", "fell silent"), ("stall", "stands still")])
+@pytest.mark.parametrize(
+    ("what", "words"), [("die", "is gone"), ("stop", "fell silent"), ("stall", "stands still"), ("hold", "fell silent")]
+)
 def test_who_dies_or_stalls_is_named_with_steps_and_stacks(tmp_path, what, words):
     results = meet(tmp_path, [0, 1], 2, what)
     code, output = results[0]
@@ -93,6 +139,8 @@ def test_who_dies_or_stalls_is_named_with_steps_and_stacks(tmp_path, what, words
     assert written.startswith(f"process 1 {words}") and "most recent call first" in written
     if what == "stall":
         assert results[1][0] == 75 and (tmp_path / "stacks" / "process-1.txt").exists()
+    if what == "hold":  # it ends too, with its stack, though nothing of its own can run
+        assert results[1][0] == 1 and "Timeout (0:00:03)!" in results[1][1]
 
 
 def test_a_port_that_is_taken_is_named_with_its_address():
