@@ -75,9 +75,12 @@ class Chats:
             raise ValueError(f"chats.max_tokens={self.max_tokens}: expected at least 2, or None")
 
     def inputs_key(self) -> Any:
-        """What the template makes of a probe: another template is another dataset."""
-        template = self.tokenizer.chat_template()
-        return template([{"role": "user", "content": "0"}, {"role": "assistant", "content": "1"}], True)
+        """What the template makes of a probe, and what the tokenizer writes, its template and special tokens among it:
+        another one at the same location is another dataset."""
+        from data.steps import source_hash  # here: what workers import too is kept small
+
+        probe = [{"role": "user", "content": "0"}, {"role": "assistant", "content": "1"}]
+        return [self.tokenizer.chat_template()(probe, True), source_hash(self.tokenizer)]
 
     def run(self, inputs: Sequence[Path], output: Path, engine: Engine) -> Counts:
         """Shard by shard. ValueError where no document at all is a chat."""

@@ -368,7 +368,21 @@ def test_plain_documents_alone_are_refused(folder: Path, tmp_path: Path) -> None
     stage = Chats(tokenizer=OwnTokenizer(folder=str(folder / "tokenizer")))
     with pytest.raises(ValueError, match="has messages; set form='messages'"):
         stage.run([tmp_path / "0.parquet"], tmp_path / "out", LocalPool(workers=1))
-    assert "<|im_start|>user" in stage.inputs_key()
+
+
+def test_another_template_at_the_same_location_is_another_dataset(tmp_path: Path) -> None:
+    """One that differs only where a short chat does not show it, too."""
+    from models.checkpoints.load import CheckpointTokenizer
+    from models.checkpoints.tokenizer import TEMPLATE_FILE
+    from tests.models.checkpoint_cases import save_tiny
+
+    save_tiny(tmp_path)
+    stage, keys = Chats(tokenizer=CheckpointTokenizer(location=str(tmp_path))), []
+    for told in ("{{ m.content }}", "<told>{{ m.content }}"):
+        system = f"{{% if m.role == 'system' %}}{told}{{% else %}}{{{{ m.role }}}}: {{{{ m.content }}}}{{% endif %}}"
+        (tmp_path / TEMPLATE_FILE).write_text(f"{{% for m in messages %}}{system}\n{{% endfor %}}")
+        keys.append(stage.inputs_key())
+    assert keys[0] != keys[1] and keys[1] == stage.inputs_key()
 
 
 def test_chats_are_encoded_by_the_tokenizer_that_they_are_rendered_for() -> None:
