@@ -85,6 +85,8 @@ def open_tuned(checkpoint: Path, base: str | None) -> Tuned:
         under = loaded.model if quantization is None else quantize_model(loaded.model, quantization)
         model, lora = load_peft(checkpoint, under)
         return Tuned(model=model, lora=lora, base=base, tokenizer=loaded.tokenizer, run={}, folder=checkpoint)
+    if not checkpoint.exists():
+        raise ValueError(f"no checkpoint at {checkpoint}: expected a run folder, or a PEFT adapter folder")
     run = read_run_json(checkpoint)
     loaded = load_checkpoint(checkpoint)
     return Tuned(
@@ -234,6 +236,8 @@ def run(argv: list[str]) -> int:
         raise ValueError(
             f"--dtype {arguments.dtype} is of --format hf; --format {arguments.format} has its own numbers"
         )
+    if arguments.into != "trained" and arguments.format == "peft":
+        raise ValueError(f"--into {arguments.into} is of a merge: --format peft writes the adapter alone")
     use_compile_cache()
     from models.checkpoints.peft_save import save_peft
 

@@ -59,6 +59,10 @@ def test_a_merge_can_be_stored_in_4_bits(adapter: tuple[Path, CausalLM], tmp_pat
     asked = ["--checkpoint", str(folder), "--out", str(tmp_path / "nf4"), "--dtype", "nf4", "--format"]
     with pytest.raises(ValueError, match="--dtype nf4 is of --format hf; --format gguf has its own numbers"):
         run([*asked, "gguf"])
+    with pytest.raises(ValueError, match="--into original is of a merge: --format peft writes the adapter alone"):
+        run([*asked[:4], "--format", "peft", "--into", "original"])
+    with pytest.raises(ValueError, match=r"no checkpoint at .*nowhere: expected a run folder, or a PEFT"):
+        run(["--checkpoint", str(tmp_path / "nowhere"), *asked[2:4], "--format", "hf"])
     with pytest.raises(ValueError, match="not written: mean KL"):  # 4 bits are not 32, and the certificate says so
         run([*asked, "hf", "--max-kl", "1e-9"])
     assert run([*asked, "hf", "--force"]) == 0
