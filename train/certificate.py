@@ -40,14 +40,14 @@ class Distance:
     trained_loss: float
     loss: float
 
-    def failures(self, max_mean_kl: float = MAX_MEAN_KL) -> list[str]:
+    def failures(self, max_mean_kl: float = MAX_MEAN_KL, max_loss_increase: float = MAX_LOSS_INCREASE) -> list[str]:
         """What is beyond its limit, as sentences; empty where the written model may stand for the trained one."""
         found = []
         if not self.mean_kl <= max_mean_kl:
             found.append(f"mean KL {self.mean_kl:.3g} nats a token, the limit is {max_mean_kl:g}")
-        if not self.loss - self.trained_loss <= MAX_LOSS_INCREASE:
+        if not self.loss - self.trained_loss <= max_loss_increase:
             found.append(
-                f"held-out loss {self.loss:.4f} against {self.trained_loss:.4f}, the limit is +{MAX_LOSS_INCREASE}"
+                f"held-out loss {self.loss:.4f} against {self.trained_loss:.4f}, the limit is +{max_loss_increase:g}"
             )
         return found
 

@@ -9,8 +9,8 @@ loss of both; for a base that was quantised, for both merges: into the numbers t
 (--into trained) and into the weights before quantisation (--into original). Beyond a limit nothing is written, unless
 --force says so. An adapter that began by changing its base (PiSSA, OLoRA, LoftQ) goes to PEFT as a plain one of twice
 the rank on the base as it was, compared in the same way. --dtype nf4 stores the projections as bitsandbytes does, in 4
-bits, which transformers loads so; what that costs is in the certificate, and is mostly above the limit: --max-kl 0.1
-takes more.
+bits, which transformers loads so; what that costs is in the certificate, and is mostly above the limits: --max-kl 0.1
+--max-loss 0.1 take more.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from models.command import run_command, use_compile_cache
-from train.certificate import MAX_MEAN_KL
+from train.certificate import MAX_LOSS_INCREASE, MAX_MEAN_KL
 
 CERTIFICATE = "merge_certificate.json"
 ROW_TOKENS = 512  # of the built-in passage, where there is no dataset
@@ -60,6 +60,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--adapter", default=None, help="which adapter, by name; default: the first")
     parser.add_argument("--tokens", type=int, default=8192, help="held-out tokens that are compared, about")
     parser.add_argument("--max-kl", type=float, default=MAX_MEAN_KL, help="mean KL that is accepted, nats a token")
+    parser.add_argument(
+        "--max-loss", type=float, default=MAX_LOSS_INCREASE, help="rise of held-out loss that is accepted, nats a token"
+    )
     parser.add_argument("--force", action="store_true", help="write the result even where the certificate fails")
     return parser.parse_args(argv)
 
@@ -191,11 +194,13 @@ def write_merged(tuned: Tuned, arguments: argparse.Namespace, index: int) -> Non
         del merged
         again = load_checkpoint(temporary, param_dtype="float32").model
         written = distance(tuned.model, again, batches, adapter=index)
-        failures = written.failures(arguments.max_kl)
+        failures = written.failures(arguments.max_kl, arguments.max_loss)
         record["merges"][arguments.into] = written.as_json()
-        record |= {"passed": not failures, "max_mean_kl": arguments.max_kl, "failures": failures}
+        record |= {"passed": not failures, "failures": failures}
+        record |= {"max_mean_kl": arguments.max_kl, "max_loss_increase": arguments.max_loss}
         if failures and not arguments.force:
-            raise ValueError(f"not written: {'; '.join(failures)}; take --into, another --format, or --force")
+            more = "--into, another --format, higher limits (--max-kl, --max-loss), or --force"
+            raise ValueError(f"not written: {'; '.join(failures)}; take {more}")
         (temporary / CERTIFICATE).write_text(json.dumps(record, indent=2) + "\n")
         temporary.rename(arguments.out)
     finally:
@@ -218,8 +223,10 @@ def write_converted(tuned: Tuned, arguments: argparse.Namespace) -> None:
     found = distance(tuned.model, plain, batches)
     print(f"compared on {compared_on}")
     print("adapter on the original base: " + ", ".join(_shown(key, value) for key, value in found.as_json().items()))
-    if (failures := found.failures(arguments.max_kl)) and not arguments.force:
-        raise ValueError(f"not written: {'; '.join(failures)}; take --format hf, a higher --max-kl, or --force")
+    if (failures := found.failures(arguments.max_kl, arguments.max_loss)) and not arguments.force:
+        raise ValueError(
+            f"not written: {'; '.join(failures)}; take --format hf, higher limits (--max-kl, --max-loss), or --force"
+        )
     save_peft(plain, replace(tuned.lora, init="kaiming"), arguments.out, base=tuned.base)
 
 

@@ -65,10 +65,16 @@ def test_a_merge_can_be_stored_in_4_bits(adapter: tuple[Path, CausalLM], tmp_pat
         run(["--checkpoint", str(tmp_path / "nowhere"), *asked[2:4], "--format", "hf"])
     with pytest.raises(ValueError, match="not written: mean KL"):  # 4 bits are not 32, and the certificate says so
         run([*asked, "hf", "--max-kl", "1e-9"])
-    assert run([*asked, "hf", "--force"]) == 0
+    lax = [*asked, "hf", "--max-kl", "9"]
+    with pytest.raises(
+        ValueError, match=r"not written: held-out loss .*, the limit is \+-9; take .* \(--max-kl, --max-loss\)"
+    ):
+        run([*lax, "--max-loss", "-9"])
+    assert run([*lax, "--max-loss", "9"]) == 0
     loaded = load_checkpoint(tmp_path / "nf4")
     assert loaded.tokenizer is not None and loaded.tokenizer.eos_id == 2
     expected = quantize_model(merge_lora(adapted), NF4())
     np.testing.assert_allclose(our_logits(loaded.model, IDS), our_logits(expected, IDS), rtol=1e-5, atol=1e-5)
     record = json.loads((tmp_path / "nf4" / "merge_certificate.json").read_text())
+    assert record["passed"] and record["max_loss_increase"] == 9
     assert record["stored_as"] == "nf4" and record["merges"]["trained"]["mean_kl"] > 1e-6
