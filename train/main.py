@@ -78,7 +78,7 @@ def run(argv: list[str]) -> int:
 
 def train_together(config: "Config", profile: tuple[int, int] | None) -> int:
     """Meets the other processes, where there are any, checks what can be checked before compiling, and trains."""
-    from train.agreement import check_tokenizer
+    from train.agreement import check_tokenizer, check_tuning
     from train.distributed import find_place, start_jax
     from train.preflight import build_together, check_code_and_config, check_devices, check_output, output_folders
 
@@ -86,6 +86,7 @@ def train_together(config: "Config", profile: tuple[int, int] | None) -> int:
     try:
         check_code_and_config(processes, config)
         check_output(processes, output_folders(config))
+        check_tuning(config)
         check_tokenizer(config)
         dataset = build_together(processes, config)
         use_compile_cache(config.train.compilation_cache)

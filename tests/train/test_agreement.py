@@ -11,12 +11,15 @@ from models.checkpoints.load import CheckpointTokenizer
 from models.checkpoints.save import save_hf
 from models.checkpoints.tokenizer import load_tokenizer_folder
 from models.config import Attention, Embedding
+from models.lora import LoRA
+from models.quantize import NF4
 from models.transformer import CausalLM
 from tests.models.test_extend import letters
 from tests.train.test_main import told
 from tests.train.tiny import run_config, tiny_model
-from train.agreement import check_mixture, check_tokenizer
+from train.agreement import check_mixture, check_tokenizer, check_tuning
 from train.loop import train
+from train.optimizer import AdamW
 
 LLAMA = tiny_model(vocab_size=600, attention=Attention(), embedding=Embedding(tied=True))
 
@@ -79,3 +82,28 @@ def test_a_dataset_that_is_taken_as_it_is_may_have_other_sources(corpus):
     with pytest.raises(ValueError, match="names source 'elsewhere'"):
         check_mixture(config.data, loader)
     check_mixture(dataclasses.replace(config.data, rebuild=False), loader)
+
+
+def test_a_tuning_that_does_not_fit_is_refused_before_the_dataset_is_built(corpus, other, tmp_path):
+    config = run_config(corpus, model=LLAMA)
+    unbuilt = dataclasses.replace(config.data, path=str(tmp_path / "unbuilt"))
+    check_tuning(config)
+
+    def refused(match, **changes):
+        with pytest.raises(ValueError, match=match) as caught:
+            check_tuning(dataclasses.replace(config, **changes))
+        assert "\n" not in str(caught.value)
+
+    refused("lora.targets: 'qq' matches nothing", lora=LoRA(targets=("qq",)))
+    refused("lora.rank=999 is above a side", lora=LoRA(rank=999))
+    refused("quantize.block=62 does not divide", lora=LoRA(), quantize=NF4(block=62))
+    refused("freeze: 'nothing' matches nothing", train=dataclasses.replace(config.train, freeze=("nothing",)))
+    refused("lora_b_ratio=16.0 finds no adapter", optimizer=AdamW(lora_b_ratio=16.0))
+    refused(
+        "is another model: num_layers", init_from=other, model=dataclasses.replace(LLAMA, num_layers=3), data=unbuilt
+    )
+    check_tuning(dataclasses.replace(config, init_from=other, data=unbuilt))
+    check_tuning(
+        dataclasses.replace(config, init_from=other, data=unbuilt, model=dataclasses.replace(LLAMA, vocab_size=700))
+    )
+    check_tuning(dataclasses.replace(config, init_from=str(tmp_path / "gone")))  # the dataset is there
