@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from train.identity import Mismatch, check_same
+from train.identity import Mismatch, Position, check_same
 from train.meeting import Processes
 from train.state import Params, TrainState, split_params, whole_params
 from train.tiers import (
@@ -63,27 +63,11 @@ class CheckpointConfig:
                 raise ValueError(f"checkpoint.{name}={getattr(self, name)}: expected at least 1")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """Where a run stands in its data: `row` is the first global row of the batch after step `step`.
-
-    tokens_per_row: on average, which is how a row is found again where seq_len changed.
-    """
-
-    step: int
-    row: int
-    tokens_per_row: float
-
-    def row_at(self, tokens_per_row: float) -> int:
-        """The row before which as many tokens lie where a row has so many: the same one where that did not change."""
-        return round(self.row * self.tokens_per_row / tokens_per_row)
-
-
 class Checkpoints:
     """The checkpoints of one run. One save is under way at a time; call `close` (or use `with`) at the end.
 
     adapters: the run trains adapters. base: it may read what is under them again from elsewhere. reading: of a run that
-    may be under way elsewhere: nothing is cleaned up.
+    may be under way elsewhere: nothing is cleaned up. latest: step of the newest whole one when this was opened.
     """
 
     def __init__(
@@ -103,7 +87,8 @@ class Checkpoints:
         self.durable = open_folder(config.path or run_dir / "checkpoints")
         self.folder = open_folder(Path(config.local) / run_dir.resolve().name) if config.local else self.durable
         self._pending: tuple[int, Any] | None = None
-        self._failure: OSError | None = None  # of the newest save
+        self._failures: list[OSError] = []  # of the newest saves in a row
+        self._passed: dict[Any, str] = {}  # checkpoints that could not be read, and why
         self._ending = self._broken = False
         if self._processes.chief and not reading:
             # Orbax clears these in the background, and not always before the first save
@@ -112,6 +97,8 @@ class Checkpoints:
         self._copier = (
             Copier(self.folder, self.durable, config.keep) if config.local and self._processes.chief else None
         )
+        # All processes go the same way: one that reads a shared disk's old listing would begin anew, and the rest wait.
+        self.latest: int | None = self._processes.exchange("newest checkpoint", next(iter(self.steps()), None))[0]
         self._orbax = ocp.training.Checkpointer(
             self.folder,
             preservation_policy=ocp.training.preservation_policies.LatestN(config.keep),
@@ -124,18 +111,17 @@ class Checkpoints:
             bool(self._config.local) and step % self._config.local_every_steps == 0
         )
 
-    @property
-    def latest(self) -> int | None:
-        """Step of the newest whole checkpoint."""
-        return next(iter(self.steps()), None)
-
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, newest first."""
         return sorted({*whole_steps(self.folder), *whole_steps(self.durable)}, reverse=True)
 
     def _where(self, step: int) -> Any:
-        """The folder of a step's checkpoint: the fast one where it is there."""
-        return (self.folder if step in whole_steps(self.folder) else self.durable) / str(step)
+        """The folder of a step's checkpoint: the fast one where it is there and was not passed over."""
+        places = [folder / str(step) for folder in self._folders() if step in whole_steps(folder)]
+        return next((place for place in places if place not in self._passed), self.durable / str(step))
+
+    def _folders(self) -> list[Any]:
+        return [self.folder, self.durable] if self._config.local else [self.durable]
 
     def save(self, step: int, state: TrainState, identity: Mapping[str, Any], position: Position | None = None) -> None:
         """Starts to write the checkpoint of `step`; returns when the device's arrays are copied.
@@ -145,9 +131,9 @@ class Checkpoints:
         A save that cannot be written is told, and training goes on; the second in a row ends it.
         Errors: OSError where this save and the one before it could not be written.
         """
-        before = self._settle()
+        self._settle()
         if self._copier is not None and self._copier.step in whole_steps(self.folder)[self._config.keep - 1 :]:
-            self._copier.wait()  # of a checkpoint that this save will push out
+            self._copied()  # of a checkpoint that this save will push out
         self._warn_of_room(step, state)
         position = position or Position(step=step, row=0, tokens_per_row=1.0)
         data = {"position": step, **position.__dict__}
@@ -156,29 +142,28 @@ class Checkpoints:
             self._pending = (step, self._orbax.save_checkpointables_async(step, items, force=True))
         except Exception as error:
             self._failed(unwritten(self.folder, step, error))
-        if before is not None and self._failure is not None:
+        if len(self._failures) > 1:
             with contextlib.suppress(Exception):
                 self._orbax.close()  # else its threads keep the process alive
-            raise self._failure
+            raise self._failures[-1]
 
     def wait(self) -> None:
         """Returns when the save under way is whole on disk; OSError where it could not be written."""
-        failure, self._failure = self._settle(), None
-        if failure is not None:
+        self._settle()
+        failures, self._failures = self._failures, []
+        if failures:
             self._broken = True
-            raise failure
+            raise failures[-1]
         if self._copier is not None:
             self._copier.wait()
 
-    def _settle(self) -> OSError | None:
-        """Waits for the save under way; what went wrong with it, which has been told."""
+    def _settle(self) -> None:
+        """Waits for the save under way; what went wrong with it is told and noted."""
         if self._pending is not None:
             (step, response), self._pending = self._pending, None
             began = time.monotonic()
             try:
-                if response is not None:
-                    response.result()
-                self._failure = None
+                response.result()
             except Exception as error:
                 self._failed(unwritten(self.folder, step, error))
             else:
@@ -189,25 +174,33 @@ class Checkpoints:
                     f"warning: training waited {waited:.0f} s for the checkpoint of step {step} to be written: "
                     "write them less often (checkpoint.every_steps) or to a faster folder (checkpoint.local)"
                 )
-        return self._failure
 
     def _failed(self, error: OSError) -> None:
-        if self._failure is None:
+        if not self._failures:
             self._tell(f"warning: {error}")
-        self._failure = error
+        self._failures.append(error)
 
     def _whole(self, step: int) -> None:
         """A checkpoint is whole: those that are for keeps go to the durable folder."""
+        self._failures = []
         if self._copier is not None and (step % self._config.every_steps == 0 or self._ending):
-            try:
-                self._copier.start(step)
-            except OSError as error:
-                self._failed(error)
+            self._copied()
+            self._copier.start(step)
+
+    def _copied(self) -> None:
+        """Waits for the copy under way. One that failed is told; OSError for the second in a row."""
+        assert self._copier is not None
+        try:
+            self._copier.wait()
+        except OSError as error:
+            if self._copier.failed > 1:
+                raise
+            self._tell(f"warning: {error}")
 
     def _warn_of_room(self, step: int, state: TrainState) -> None:
         """Says in time that the disk is about to be full."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(self._items(state)))
-        for folder in {self.folder, self.durable} if self._processes.chief else ():
+        for folder in self._folders() if self._processes.chief else ():
             if short := lack_of_room(folder, needed):
                 advice = f"make room, or lower checkpoint.keep={self._config.keep}"
                 self._tell(f"warning: {short} for the checkpoint of step {step}: {advice}")
@@ -258,12 +251,13 @@ class Checkpoints:
     def resume(
         self, abstract: TrainState, identity: Mapping[str, Any], frozen: Params | None = None
     ) -> tuple[TrainState, Position]:
-        """The newest checkpoint that can be read on all processes. One that cannot is set aside, with a warning.
+        """The newest checkpoint that can be read on all processes. Newer ones are set aside then, with a warning.
 
-        Errors: ValueError where it is of another run, or where none can be read.
+        Errors: ValueError where it is of another run, or where none can be read: all stay where they are.
         """
-        for step in self._processes.exchange("checkpoints", self.steps())[0]:
-            problem = ""
+        steps = [step for step in self.steps() for folder in self._folders() if step in whole_steps(folder)]
+        for number, step in enumerate(self._processes.exchange("checkpoints", steps)[0]):
+            where, problem = self._where(step), ""
             try:
                 position = self.check(step, identity)
                 state = self.restore(step, abstract, frozen)
@@ -271,17 +265,24 @@ class Checkpoints:
                 raise
             except ValueError as error:
                 problem = str(error)
-            problems = [text for text in self._processes.exchange(f"restored {step}", problem) if text]
+            problems = [text for text in self._processes.exchange(f"restored {number}", problem) if text]
             if not problems:
+                self._set_aside()
                 return state, position
-            if self._processes.chief:
-                for folder in {self.folder, self.durable}:
-                    if step in whole_steps(folder):
-                        name = set_aside(folder, step).name
-                        self._tell(f"warning: {problems[0]}; it is kept as {name}, and the one before it is tried")
-            self._processes.exchange(f"set aside {step}", True)
+            self._passed[where] = problems[0]
+        raise ValueError(
+            f"no checkpoint in {self.folder} could be read ({next(iter(self._passed.values()))}); all are left as they "
+            "are: find out why, or give this run another run_dir to start anew"
+        )
+
+    def _set_aside(self) -> None:
+        """Gives what could not be read another name: the run is about to come to those steps again."""
+        for where, problem in self._passed.items() if self._processes.chief else ():
+            name = set_aside(where).name
+            self._tell(f"warning: {problem}; it is kept as {name}, and the one before it is taken")
+        if self._passed:
+            self._processes.exchange("set aside", True)
             self._orbax.reload()
-        raise ValueError(f"no checkpoint in {self.folder} could be read: give this run another run_dir to start anew")
 
     def close(self) -> None:
         """Waits for the save under way and ends Orbax's threads."""

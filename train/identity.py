@@ -1,9 +1,26 @@
-"""What must be the same for a checkpoint to be of this run, and how two records of a run differ."""
+"""What must be the same for a checkpoint to be of this run, how two records of a run differ, where it stands."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 SIZES = ("loader.global_batch_size", "loader.seq_len")  # a position in the data holds across a change of these
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands in its data: `row` is the first global row of the batch after step `step`.
+
+    tokens_per_row: on average, which is how a row is found again where seq_len changed.
+    """
+
+    step: int
+    row: int
+    tokens_per_row: float
+
+    def row_at(self, tokens_per_row: float) -> int:
+        """The row before which as many tokens lie where a row has so many: the same one where that did not change."""
+        return round(self.row * self.tokens_per_row / tokens_per_row)
 
 
 class Mismatch(ValueError):

@@ -47,12 +47,12 @@ def remove_half_written(folder: epath.Path) -> None:
                 path.rmtree(missing_ok=True)
 
 
-def set_aside(folder: epath.Path, step: int) -> epath.Path:
+def set_aside(where: epath.Path) -> epath.Path:
     """Renames a checkpoint that cannot be read, so that it is neither taken for whole nor lost."""
-    here, number = folder / str(step), 0
-    while (there := folder / f"{step}.unreadable{number or ''}").exists():
+    number = 0
+    while (there := where.parent / f"{where.name}.unreadable{number or ''}").exists():
         number += 1
-    here.rename(there)
+    where.rename(there)
     return there
 
 
@@ -92,6 +92,7 @@ class Copier:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self.step: int | None = None  # of the copy under way
+        self.failed = 0  # copies in a row
 
     def start(self, step: int) -> None:
         """Begins the copy of a whole checkpoint; first waits for the one under way.
@@ -118,10 +119,11 @@ class Copier:
     def _copy(self, step: int) -> None:
         try:
             copy_whole(self._source / str(step), self._target / str(step))
+            self.failed = 0
             for old in whole_steps(self._target)[self._keep :]:
                 (self._target / str(old)).rmtree()
         except Exception as error:  # told by the next `wait`
-            self._error = error
+            self._error, self.failed = error, self.failed + 1
 
 
 def copy_whole(source: epath.Path, target: epath.Path) -> None:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from etils import epath
 from etils.epath.backend import fsspec_backend
+from orbax.checkpoint import v1 as ocp
 
 from models.sharding import MeshConfig
 from tests.train.tiny import Trainer, random_batch
 from train.checkpoint import CheckpointConfig, Checkpoints, Position
-from train.tiers import Copier, open_folder, whole_steps
+from train.meeting import Processes
+from train.tiers import Copier, copy_whole, open_folder, whole_steps
 
 IDENTITY = {"model": {"num_layers": 2, "norm": {"eps": 1e-6}}, "tokenizer": "abc", "ema": False}
 
@@ -36,6 +38,13 @@ class InFolder:
 def files(folder):
     """All files under a folder."""
     return [path for path in Path(folder).rglob("*") if path.is_file()]
+
+
+def damage(checkpoint):
+    """Cuts the arrays of a checkpoint short."""
+    for path in (checkpoint / "params").rglob("*"):
+        if path.is_file() and path.stat().st_size > 200:
+            path.write_bytes(path.read_bytes()[:100])
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +99,7 @@ def test_a_damaged_checkpoint_is_named(trainer, tmp_path):
     with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
         checkpoints.save(1, trainer.state, IDENTITY)
         checkpoints.wait()
-        for path in (tmp_path / "checkpoints" / "1" / "params").rglob("*"):
-            if path.is_file() and path.stat().st_size > 200:
-                path.write_bytes(path.read_bytes()[:100])
+        damage(tmp_path / "checkpoints" / "1")
         with pytest.raises(ValueError, match="could not be read"):
             checkpoints.restore(1, trainer.abstract)
 
@@ -104,14 +111,12 @@ def test_the_one_before_a_damaged_checkpoint_is_taken_and_the_damaged_one_kept(t
             saved = jax.tree.map(np.array, trainer.state) if step == 1 else saved
             checkpoints.save(step, trainer.state, IDENTITY, Position(step=step, row=8 * step, tokens_per_row=10.0))
             trainer.run(random_batch(step))
-    for path in (tmp_path / "checkpoints" / "2" / "params").rglob("*"):
-        if path.is_file() and path.stat().st_size > 200:
-            path.write_bytes(path.read_bytes()[:100])
+    damage(tmp_path / "checkpoints" / "2")
     with Checkpoints(tmp_path, CheckpointConfig(keep=2), tell=said.append) as checkpoints:
         state, position = checkpoints.resume(trainer.abstract, IDENTITY)
         assert (position.step, position.row, position.row_at(5.0)) == (1, 8, 16)
         jax.tree.map(np.testing.assert_array_equal, state, saved)
-        assert "2 could not be read" in said[0] and "kept as 2.unreadable, and the one before it is tried" in said[0]
+        assert "2 could not be read" in said[0] and "kept as 2.unreadable, and the one before it is taken" in said[0]
         checkpoints.save(2, state, IDENTITY, position)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2", "2.unreadable"]
 
@@ -130,6 +135,48 @@ def test_a_fast_folder_has_them_often_and_the_durable_one_has_whole_copies(train
         state, position = checkpoints.resume(trainer.abstract, IDENTITY)
     assert position.step == 5
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.array(a), np.array(b)), state, trainer.state)
+
+
+def test_where_none_can_be_read_all_stay_where_they_are(trainer, tmp_path):
+    """What is in the way may pass, too little memory or a disk that is not there: the next start finds them."""
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, trainer.state, IDENTITY)
+    for step in ("1", "2"):
+        damage(tmp_path / "checkpoints" / step)
+    for _ in range(2):
+        with (
+            Checkpoints(tmp_path, CheckpointConfig()) as checkpoints,
+            pytest.raises(
+                ValueError, match=r"no checkpoint in .* \(checkpoint .*/2 could not be read .* left as they are"
+            ),
+        ):
+            checkpoints.resume(trainer.abstract, IDENTITY)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_of_a_damaged_fast_copy_the_durable_one_is_taken(trainer, tmp_path):
+    said = []
+    config = CheckpointConfig(keep=2, every_steps=2, local=str(tmp_path / "fast"), local_every_steps=1)
+    with Checkpoints(tmp_path / "run", config) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, trainer.state, IDENTITY)
+    damage(tmp_path / "fast" / "run" / "2")
+    with Checkpoints(tmp_path / "run", config, tell=said.append) as checkpoints:
+        _, position = checkpoints.resume(trainer.abstract, IDENTITY)
+    assert position.step == 2 and len(said) == 1 and "fast/run/2 could not be read" in said[0]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["2"]
+
+
+def test_all_processes_begin_where_process_0_does(tmp_path):
+    """Though one of them sees a shared disk as it was before."""
+
+    class Second(Processes):
+        def exchange(self, name, value, **_):
+            return [{"newest checkpoint": 7}.get(name, value), value]
+
+    with Checkpoints(tmp_path, CheckpointConfig(), processes=Second()) as checkpoints:
+        assert checkpoints.latest == 7 and checkpoints.steps() == []
 
 
 def test_copies_on_an_object_store_count_when_their_mark_is_there(trainer, tmp_path, monkeypatch):
@@ -187,3 +234,40 @@ def test_a_save_that_cannot_be_written_is_an_error_with_advice(trainer, tmp_path
         with pytest.raises(OSError, match="checkpoint of step 1 could not be written"):
             checkpoints.save(1, trainer.state, IDENTITY)
             checkpoints.wait()
+
+
+def test_a_save_that_fails_alone_ends_nothing(trainer, tmp_path, monkeypatch):
+    """Room was made in time: the save after it is whole, and so is the run."""
+    said, save = [], ocp.training.Checkpointer.save_checkpointables_async
+
+    class Full:
+        def result(self):
+            raise OSError("no space left on device")
+
+    def fail_step_1(self, step, *arguments, **options):
+        return Full() if step == 1 else save(self, step, *arguments, **options)
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "save_checkpointables_async", fail_step_1)
+    with Checkpoints(tmp_path, CheckpointConfig(), tell=said.append) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, trainer.state, IDENTITY)
+    assert whole_steps(checkpoints.folder) == [3, 2]
+    assert len(said) == 1 and said[0].startswith("warning: the checkpoint of step 1 could not be written")
+
+
+def test_a_copy_that_fails_alone_is_told_and_the_next_one_is_made(trainer, tmp_path, monkeypatch):
+    said = []
+    config = CheckpointConfig(keep=2, every_steps=1, local=str(tmp_path / "fast"), local_every_steps=1)
+
+    def full(source, target):
+        if source.name == "1":
+            raise OSError("no space left on device")
+        copy_whole(source, target)
+
+    monkeypatch.setattr("train.tiers.copy_whole", full)
+    with Checkpoints(tmp_path / "run", config, tell=said.append) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, trainer.state, IDENTITY)
+            checkpoints._settle()
+    assert whole_steps(checkpoints.durable) == [2]
+    assert len(said) == 1 and "a checkpoint could not be copied to" in said[0]
