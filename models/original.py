@@ -20,7 +20,7 @@ from models.lora import adaptable
 from models.quantize import QuantizedLinear, dequantized
 from models.transformer import CausalLM
 
-CLOSE = 1e-4  # of a matrix's largest value: how near its parts must come to it in float32
+CLOSE = 1e-4  # of a matrix's largest value: how near its parts must come to it, besides what the base's dtype rounds
 
 
 def on_original(model: CausalLM, original: CausalLM, start: CausalLM | None = None) -> CausalLM:
@@ -87,6 +87,8 @@ def _check_parts(path: str, whole: Array, base: Array, first: Adapter) -> None:
     """ValueError where a base and the first update do not make up the original matrix."""
     a, b = (half.get_value()[..., 0, :, :] for half in (first.a, first.b))
     update = first.scales[0] * jnp.matmul(a, b, precision="highest", preferred_element_type=jnp.float32)
-    off = float(jnp.max(jnp.abs(base + update - whole)) / jnp.max(jnp.abs(whole)))
-    if not off <= CLOSE:
+    largest = jnp.max(jnp.abs(whole))
+    off = float(jnp.max(jnp.abs(base + update - whole)) / largest)
+    rounded = float(jnp.finfo(base.dtype).eps * jnp.max(jnp.abs(base)) / largest)
+    if not off <= CLOSE + rounded:
         raise ValueError(f"{path} is not the original less what its adapter began as ({off:.1g} off): another base?")

@@ -96,6 +96,21 @@ def kernel_of(model: CausalLM, part: str, name: str) -> np.ndarray:
     return np.asarray(getattr(getattr(model.layers, part), name).kernel.get_value())
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_base_in_16_bits_is_the_original_but_for_its_rounding(init: Literal["olora", "pissa"]) -> None:
+    half, whole = (
+        jax.tree.map(lambda values, dtype=dtype: values.astype("bfloat16").astype(dtype), nnx.state(tiny_model()))
+        for dtype in ("bfloat16", "float32")
+    )
+    graph = nnx.graphdef(tiny_model())
+    lora = LoRA(targets=("q",), rank=4, init=init, dropout=0.0)
+    start = add_lora(nnx.merge(graph, half), lora, rngs=nnx.Rngs(0))
+    plain = on_original(start, nnx.merge(graph, whole), start)
+    np.testing.assert_array_equal(kernel_of(plain, "attention", "q"), whole["layers"]["attention"]["q"]["kernel"][...])
+    with pytest.raises(ValueError, match="is not the original less"):
+        on_original(start, tiny_model(seed=1), start)
+
+
 def test_another_original_is_refused() -> None:
     base = tiny_model()
     start = add_lora(base, LoRA(targets=("q",), rank=4, init="pissa"), rngs=nnx.Rngs(0))
