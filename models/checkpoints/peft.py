@@ -36,7 +36,9 @@ from models.transformer import CausalLM
 
 
 def family_table(model: CausalLM) -> Mapping[str, Rule]:
-    """How the model's family names its tensors."""
+    """How the model's family names its tensors; ValueError for a model whose layers are apart."""
+    if isinstance(model.layers, nnx.List):
+        raise ValueError("PEFT folders go with a stacked model, as it is loaded, not with an unstacked one")
     return HF_TABLES[write_config(model.config)["model_type"]]
 
 

@@ -20,7 +20,7 @@ from models.checkpoints.save import save_hf
 from models.config import Attention, Block, Embedding, LayerNorm, Plain
 from models.lora import LoRA, add_lora, merge_lora
 from models.quantize import NF4, quantize_model
-from models.transformer import CausalLM
+from models.transformer import CausalLM, unstacked
 from tests.models.checkpoint_cases import tiny_model
 
 peft = pytest.importorskip("peft", reason="the peft package is not installed")
@@ -205,6 +205,9 @@ def test_a_foreign_adapter_is_refused_in_one_line(tmp_path: Path) -> None:
     load_peft(tmp_path / "b", tiny_model(), other_base=True)
     with pytest.raises(ValueError, match=r"init='pissa' acts on a base that it changed, .*: put it"):
         save_peft(adapted, dataclasses.replace(lora, init="pissa"), tmp_path / "c")
+    for use in (partial(load_peft, tmp_path / "a"), partial(save_peft, lora=lora, folder=tmp_path / "c")):
+        with pytest.raises(ValueError, match="go with a stacked model"):  # each layer would get the halves of all
+            use(model=unstacked(tiny_model()))
     biased = add_lora(model_of(BIASED), lora, rngs=nnx.Rngs(0))
     for also, why in (("k.bias", "layers.attention.k.kernel is not"), ("q", "has an adapter too")):
         with pytest.raises(ValueError, match=f"is trained whole and {why}, which PEFT has no words for"):
