@@ -81,7 +81,11 @@ class _Group:
         """One start, to the end of all its processes. The exit code; None where one was killed."""
         port = _two_free_ports()
         with selectors.DefaultSelector() as streams:
-            self._running = [self._start(index, port) for index in range(self._count)]
+            self._running = []
+            for index in range(self._count):
+                self._running.append(self._start(index, port))
+            if self.stop_asked:  # while they were started, or between two starts
+                self.asked(signal.SIGTERM, None)
             for index, process in enumerate(self._running):
                 assert process.stdout is not None
                 os.set_blocking(process.stdout.fileno(), False)

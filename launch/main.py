@@ -187,7 +187,7 @@ def run(argv: Sequence[str]) -> int:
     if arguments.sweep and not arguments.dry_run:
         for name, code in codes.items():
             print(f"exit {code:>3}  {name}")
-    return max(codes.values(), default=0)
+    return max(codes.values(), key=abs, default=0)  # of a command that a signal ended it is below 0
 
 
 def main() -> None:

@@ -74,13 +74,13 @@ set -uo pipefail
 cd {root}
 {setup}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-start() {{ srun --overlap --nodes="$1" --ntasks="$1" "${{@:2}}" & }}
+start() {{ srun --overlap --cpus-per-task={cpus} --nodes="$1" --ntasks="$1" "${{@:2}}" & }}
 start 1 --nodelist="$head" ray start --head --node-ip-address="$head" --port={port} --num-cpus={cpus} --block
 for try in $(seq 60); do ray status --address="$head:{port}" >/dev/null 2>&1 && break; sleep 2; done
 if [ {hosts} -gt 1 ]; then
   start {others} --exclude="$head" ray start --address="$head:{port}" --num-cpus={cpus} --block
 fi
-srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" {drive}
+srun --overlap --cpus-per-task={cpus} --nodes=1 --ntasks=1 --nodelist="$head" {drive}
 """
 
 

@@ -8,8 +8,9 @@ from launch.job import STOPPED, Job
 from launch.steps import Command, File, Step
 
 # --signal without "B:" reaches the processes of srun and not this script. A later job of the same name waits for this
-# one (singleton), so that submitting a sweep twice never runs a job twice at once. srun waits for the others to save
-# when one process has ended; the run's own watchdog ends those that hang.
+# one (singleton), so that submitting a sweep twice never runs a job twice at once. A step does not inherit its job's
+# --cpus-per-task (Slurm 22.05, release notes): srun is told again. It waits for the others to save when one process has
+# ended; the run's own watchdog ends those that hang.
 SBATCH = """\
 #!/usr/bin/env bash
 #SBATCH --job-name={name}
@@ -27,7 +28,7 @@ set -uo pipefail
 cd {root}
 {setup}
 {exports}
-srun --kill-on-bad-exit=0 --wait=600 --output={srun_logs}/%j-%t.log {command}
+srun --cpus-per-task={cpus} --kill-on-bad-exit=0 --wait=600 --output={srun_logs}/%j-%t.log {command}
 code=$?
 restarts=${{SLURM_RESTART_COUNT:-0}}
 if [ "$code" -eq {stopped} ] || {{ [ "$code" -ne 0 ] && [ "$restarts" -lt {restarts} ]; }}; then
@@ -68,6 +69,7 @@ def steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
         nodes=machine.hosts,
         tasks=tasks,
         resources=f"#SBATCH --gpus-per-node={tasks}\n#SBATCH --cpus-per-task={arguments.cpus}",
+        cpus=arguments.cpus,
         time=arguments.time,
         warning=arguments.warning,
         logs=logs,

@@ -10,7 +10,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from launch.job import Job, worker_script
+from launch.job import STOPPED, Job, worker_script
 from launch.steps import Command, File, Step, Together
 
 GONE = ("SUSPENDED", "FAILED")  # states in which a queued resource gets no machine any more
@@ -18,21 +18,29 @@ STARTUP = """\
 #!/usr/bin/env bash
 # Start-up script of {name}: runs at every boot of every worker, so that the run resumes by itself.
 export HOME=/root
+attributes=http://metadata.google.internal/computeMetadata/v1/instance/attributes
+about() {{ curl -s -f -H 'Metadata-Flavor: Google' "$attributes/$1"; }}
+slice=$(about tpu-env | sed -n "s/^MEGASCALE_SLICE_ID[^0-9]*//p" | tr -dc 0-9)
+place=slice-${{slice:-0}}-worker-$(about agent-worker-number || hostname)  # the same where a machine is made again
 mkdir -p "$HOME"/sluice/{name} && cd "$HOME"/sluice/{name} || exit 1
 for try in 1 2 3 4 5; do
   gcloud storage cp {folder}/code.tar.gz {folder}/worker.sh . && break
   sleep 20
 done
-mkdir -p runs && gcloud storage rsync --recursive {folder}/runs/"$(hostname)" runs
+gcloud storage rm {folder}/exit/"$place"  # of an earlier start
+if [ ! -d runs ]; then  # a new machine; on another, what lies there is newer
+  mkdir -p runs && gcloud storage rsync --recursive {folder}/runs/"$place" runs
+fi
 save() {{
-  gcloud storage rsync --recursive --exclude='.*checkpoints/.*' runs {folder}/runs/"$(hostname)"
-  gcloud storage cp worker.log {folder}/logs/"$(hostname)".log
+  gcloud storage rsync --recursive --exclude='.*checkpoints/.*' runs {folder}/runs/"$place"
+  gcloud storage cp worker.log {folder}/logs/"$place".log
 }}
 (while sleep 300; do save; done) &
 bash worker.sh run > worker.log 2>&1
 kill $!
 save
-gcloud storage cp exit_code {folder}/exit/"$(hostname)"
+[ "$(cat exit_code)" = {stopped} ] && exit  # the machine is being taken away: the next one goes on
+gcloud storage cp exit_code {folder}/exit/"$place"
 """
 
 
@@ -74,12 +82,12 @@ def vm_steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
     def on(worker: int | str, command: str) -> tuple[str, ...]:
         return (*gcloud, "ssh", arguments.tpu, *place, f"--worker={worker}", f"--command={command}")
 
-    workers = range(job.machine.hosts)
+    workers, stop = range(job.machine.hosts), arguments.action == "stop"
     runs = tuple(
         Command(
             on(worker, f"bash {remote}/worker.sh {arguments.action}"),
-            log=folder / "logs" / f"worker-{worker}.log",
-            after_loss=on(worker, f"bash {remote}/worker.sh follow"),
+            log=folder / "logs" / f"worker-{worker}{'-stop' if stop else ''}.log",
+            after_loss=on(worker, f"bash {remote}/worker.sh {'stop' if stop else 'follow'}"),
         )
         for worker in workers
     )
@@ -117,7 +125,7 @@ def queue_steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
     files = (str(folder / "code.tar.gz"), str(folder / "worker.sh"))
     return [
         File(folder / "worker.sh", worker_script(job)),
-        File(folder / "startup.sh", STARTUP.format(name=job.name, folder=remote)),
+        File(folder / "startup.sh", STARTUP.format(name=job.name, folder=remote, stopped=STOPPED)),
         Command((sys.executable, "-m", "launch.pack", files[0])),
         Command(("gcloud", "storage", "cp", *files, f"{remote}/")),
         Command(create),
@@ -129,7 +137,8 @@ def watch(job: Job, arguments: Namespace, create: Command, *, seconds: float = 6
     assert job.machine is not None
     exits = f"{arguments.bucket.rstrip('/')}/{job.name}/exit/*"
     resource = ("gcloud", "compute", "tpus", "queued-resources")
-    shown = None
+    subprocess.run(("gcloud", "storage", "rm", exits), check=False)  # of an earlier job of this name
+    shown, lacking = None, False
     while True:
         codes = _output(("gcloud", "storage", "cat", exits)).split()
         if len(codes) >= job.machine.hosts * job.machine.slices:
@@ -141,7 +150,8 @@ def watch(job: Job, arguments: Namespace, create: Command, *, seconds: float = 6
             shown = state
         if state in GONE:
             subprocess.run((*resource, "delete", job.name, *_place(arguments), "--force", "--quiet"), check=False)
-            subprocess.run(create.argv, check=False)
+        if state in GONE or (lacking and not state):  # there was none to be had at the last try
+            lacking = bool(subprocess.run(create.argv, check=False).returncode)
         time.sleep(seconds)
 
 

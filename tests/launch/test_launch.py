@@ -297,6 +297,69 @@ def test_a_queued_resource_is_asked_for_with_a_startup_script_that_resumes(stand
     assert "worker.sh run" in (files / "startup.sh").read_text()
 
 
+@pytest.mark.parametrize(("code", "kept"), [(0, True), (3, True), (75, False)])
+def test_at_boot_a_new_machine_has_the_run_of_the_one_before_and_tells_its_end(stand_ins: Path, code: int, kept: bool):
+    """One that is taken away while it saves has not ended: `watch` asks for the next."""
+    (stand_ins / "bin" / "curl").write_text("""#!/bin/bash
+case "${@: -1}" in *worker-number) echo 1 ;; *) printf "ZONE: 'z'\\nMEGASCALE_SLICE_ID: '2'\\n" ;; esac
+""")
+    (stand_ins / "bin" / "sleep").write_text("#!/bin/bash\nexit 1\n")  # between two copies of the logs
+    for name in ("curl", "sleep"):
+        (stand_ins / "bin" / name).chmod(0o755)
+    text = tpu_vm.STARTUP.format(name="one", folder="gs://b/x/one", stopped=75)
+    home = stand_ins / "root"
+    script_text = text.replace("HOME=/root", f"HOME={str(home)!r}")
+    (home / "sluice" / "one").mkdir(parents=True)
+    (home / "sluice" / "one" / "worker.sh").write_text(f"echo {code} > exit_code\nexit {code}\n")
+    for boot in (1, 2):
+        before = len(calls(stand_ins, "gcloud")) if boot == 2 else 0
+        subprocess.run(["bash", "-c", script_text], check=False, stdout=subprocess.DEVNULL)
+        called = [call[2:] for call in calls(stand_ins, "gcloud")[before:]]
+        place = "slice-2-worker-1"
+        assert ["rm", f"gs://b/x/one/exit/{place}"] in called
+        assert (["rsync", "--recursive", f"gs://b/x/one/runs/{place}", "runs"] in called) == (boot == 1)
+        assert (["cp", "exit_code", f"gs://b/x/one/exit/{place}"] in called) == kept
+
+
+def test_a_request_that_is_turned_down_is_made_again(stand_ins: Path):
+    (stand_ins / "states").write_text("SUSPENDED")
+    name = stand_ins / "bin" / "gcloud"
+    tries = stand_ins / "tries"
+    name.write_text(
+        f"""#!/bin/bash
+case "$*" in
+  *" describe "*) cat {str(stand_ins / "states")!r}; : > {str(stand_ins / "states")!r} ;;
+  *" create "*) echo try >> {str(tries)!r}; [ "$(wc -l < {str(tries)!r})" -ge 3 ] ;;
+  *" cat "*) [ -f {str(tries)!r} ] && [ "$(wc -l < {str(tries)!r})" -ge 3 ] && echo 0 || true ;;
+esac
+"""
+    )
+    arguments = launch_main.parse_arguments(
+        ["queued-resource", "--bucket", "gs://b/x", "--zone", "z", "--machine", "v5e:2x4", *COMMON]
+    )
+    job = launch_main.make_job(arguments)
+    create = Command(("gcloud", "compute", "tpus", "queued-resources", "create", job.name))
+    assert tpu_vm.watch(job, arguments, create, seconds=0.0) == 0
+    assert tries.read_text() == "try\n" * 3
+
+
+def test_to_stop_a_run_leaves_its_logs_as_they_are(stand_ins: Path):
+    files = stand_ins / "files"
+    log = files / "logs" / "worker-0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("what it said")
+    launch_main.run([*TARGETS["tpu-vm"], *COMMON, "--files", str(files), "--action", "stop"])
+    assert log.read_text() == "what it said" and (log.parent / "worker-0-stop.log").exists()
+
+
+def test_a_sweep_of_which_a_signal_ended_one_job_has_not_ended_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    codes = iter((-9, 0))
+    monkeypatch.setattr(launch_main, "run_job", lambda *_: next(codes))
+    (tmp_path / "sweep.txt").write_text("train.seed=1\ntrain.seed=2\n")
+    sweep = ["--sweep", str(tmp_path / "sweep.txt"), "--files", str(tmp_path / "files")]
+    assert launch_main.run([*TARGETS["slurm"], *COMMON, *sweep]) == -9
+
+
 def test_machines_that_were_taken_away_are_asked_for_again_until_every_worker_has_ended(stand_ins: Path):
     (stand_ins / "states").write_text("WAITING_FOR_RESOURCES ACTIVE SUSPENDED ACTIVE")
     arguments = launch_main.parse_arguments(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.local import run
+from launch.local import _Group, run
 
 # Counts its starts in the file of its number, then does what it is told for that start.
 PROGRAM = """
@@ -82,6 +82,20 @@ def test_sigterm_is_handed_on_and_ends_the_launcher_with_75(tmp_path, capfd):
     asker.join()
     out = capfd.readouterr().out.splitlines()
     assert sorted(out) == ["[0] start 0 of 0 2", "[1] start 0 of 1 2"]
+
+
+def test_sigterm_while_they_are_started_is_handed_on_too(tmp_path, monkeypatch):
+    begin = _Group._start
+
+    def interrupted(self, index, port):
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return begin(self, index, port)
+
+    monkeypatch.setattr(_Group, "_start", interrupted)
+    began = time.monotonic()
+    assert run([sys.executable, "-c", "import time; time.sleep(60)"], processes=2) == 75
+    assert time.monotonic() - began < 50
 
 
 def test_one_process_has_its_lines_as_they_are(tmp_path, capfd):
