@@ -51,9 +51,16 @@ def sweep_jobs(job: Job, lists: list[tuple[str, ...]], runs: str) -> list[Job]:
     for overrides in lists:
         label = job_label(overrides)
         run_dir = f"run_dir={runs.rstrip('/')}/{job.name}/{label}"
-        common = (f"{one.rstrip('/')}/{label}" if one.startswith("checkpoint.path=") else one for one in job.overrides)
+        common = (folder_of(one, label) if one.startswith("checkpoint.path=") else one for one in job.overrides)
         jobs.append(replace(job, name=f"{job.name}-{label}", overrides=(*common, run_dir, *overrides)))
     return jobs
+
+
+def folder_of(override: str, label: str) -> str:
+    """The override with the folder `label` in the one that it names, which may stand in quotes."""
+    name, _, value = override.partition("=")
+    quote = value[:1] if value[:1] in ("'", '"') and value[-1:] == value[:1] else ""
+    return f"{name}={quote}{value.strip(quote or None).rstrip('/')}/{label}{quote}"
 
 
 def job_label(overrides: tuple[str, ...]) -> str:

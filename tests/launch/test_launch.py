@@ -17,7 +17,7 @@ from launch.job import Job, worker_script
 from launch.machines import CHIPS, Machine, parse_machine
 from launch.pack import code_files, pack
 from launch.steps import Command, File, execute, script
-from launch.sweep import job_label, read_sweep
+from launch.sweep import job_label, read_sweep, sweep_jobs
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -398,6 +398,13 @@ def test_a_sweep_becomes_jobs_that_keep_their_names_and_are_not_run_twice(
     assert len(after) == 1  # only the job that had failed
     label = job_label(first)
     assert after[0][-4:] == [f"checkpoint.path=gs://b/c/{label}", f"run_dir=runs/pretrain-1b/{label}", *first]
+
+
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_a_job_of_a_sweep_has_its_folder_within_the_quotes_of_the_path(quote: str):
+    job = Job(name="one", config="c.py", overrides=(f"checkpoint.path={quote}gs://b/c/{quote}",))
+    (only,) = sweep_jobs(job, [("train.seed=1",)], "runs")
+    assert only.overrides[0] == f"checkpoint.path={quote}gs://b/c/{job_label(('train.seed=1',))}{quote}"
 
 
 def test_the_code_goes_with_changes_and_without_what_git_ignores(tmp_path: Path):
