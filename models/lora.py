@@ -28,7 +28,7 @@ from models.layers import Linear
 from models.low_rank import split_kernel
 from models.transformer import CausalLM
 
-ALL_LINEAR = "all-linear"
+ALL_LINEAR, TINY = "all-linear", jnp.finfo(jnp.float32).tiny
 Init = Literal["kaiming", "gaussian", "pissa", "pissa_fast", "olora", "loftq"]
 CHANGES_BASE = ("pissa", "pissa_fast", "olora", "loftq")  # beginnings that leave another base than the one given
 
@@ -235,14 +235,15 @@ def new_adapter(
         else:  # kaiming_uniform_(a=sqrt(5)) of torch: bounds 1 / sqrt(fan in)
             a = jax.random.uniform(key, a_shape, minval=-(in_dim**-0.5), maxval=in_dim**-0.5)
     magnitude = None
-    if config.dora:  # the lengths that the columns begin with; of a matrix that is quantised next, as it will rest
-        start = kernel if base is None else base
-        if base is None and round_trip is not None:
-            start = jax.lax.map(round_trip, kernel.reshape(-1, in_dim, out_dim)).reshape(kernel.shape)
+    if config.dora and base is None:  # a b is zero: the lengths of the matrix as it will rest
+        rests = jax.lax.map(round_trip or jnp.float32, kernel.reshape(-1, in_dim, out_dim)).reshape(kernel.shape)
+        squares = jnp.sum(jnp.square(rests), axis=-2, keepdims=True)
+        magnitude = jnp.broadcast_to(jnp.sqrt(jnp.maximum(squares, TINY)), (*layers, count, out_dim))
+    elif base is not None and config.dora:
         of_sum = partial(column_lengths, scales=(scale,) * count)
         for _ in layers:
             of_sum = jax.vmap(of_sum)
-        magnitude = of_sum(start, a, b)
+        magnitude = of_sum(base, a, b)
     scales = (scale,) * count
     adapter = Adapter(a, b, magnitude, axes=axes, scales=scales, dropout=config.dropout, dtype=dtype, path=path)
     return adapter, base
