@@ -124,4 +124,6 @@ def parse_topology(text: str) -> Topology:
         )
     if star and chip == "h100":
         raise ValueError(f"--compile {text}: GPUs have no slices; write h100:N with all GPUs")
+    if chip == "h100" and (gpus := math.prod(map(int, sizes))) > 8 and gpus % 8:
+        raise ValueError(f"--compile {text}: {gpus} GPUs are not whole hosts of 8")
     return Topology(chip, tuple(map(int, sizes)), int(number) if star else 1)

@@ -32,6 +32,7 @@ from train.checkpoint import Checkpoints
 from train.config import Config
 from train.distributed import rows_here, to_global
 from train.loss import token_losses
+from train.metrics import read_metrics
 from train.optimizer import make_optimizer
 from train.plan import describe_run
 from train.run_folder import part_of, read_about
@@ -77,6 +78,9 @@ def replay(run_dir: Path, step: int, *, dataset: Path | None = None, mesh: MeshC
         raise ValueError(
             f"{run_dir} trained an encoder, whose loss is not one of next tokens: replay has no words for it"
         )
+    told = max((int(line["step"]) for line in read_metrics(run_dir)), default=0)
+    if step > min(told + config.train.log_every, config.train.num_steps):  # so many may have been done and not told of
+        raise ValueError(f"--step {step}: {run_dir} has come to step {told} of {config.train.num_steps}")
     on_mesh = make_mesh(config.mesh, jax.devices()[: math.prod(astuple(config.mesh))])
     jax.set_mesh(on_mesh)
     loader = open_loader(dataset, config.loader)

@@ -59,7 +59,13 @@ def prepare_run_folder(run_dir: Path, config: Config, dataset: Path, position: P
     """RUN with config.json (argv, commit, versions, resolved config) and a copy of the tokenizer: whole by itself.
 
     Returns what differs from the time before, a line each; empty for a new run.
+    Errors: ValueError for a run that has come further than the config lets it.
     """
+    if position.step > config.train.num_steps:
+        raise ValueError(
+            f"{run_dir} has come to step {position.step}, beyond train.num_steps={config.train.num_steps}: raise it "
+            "or give this run a run_dir of its own"
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     if not (run_dir / "tokenizer").exists():
         partial = run_dir / "tokenizer.partial"

@@ -125,3 +125,9 @@ def test_the_dry_run_prints_the_choice(capsys: pytest.CaptureFixture):
     text = capsys.readouterr().out
     assert "ways fit v5e:8x8" in text and "add to the command: mesh.data=" in text
     assert "memory of a device, an estimate from shapes" in text and "64 devices" in text
+
+
+def test_gpus_come_in_whole_hosts():
+    assert (parse_topology("h100:4").devices, parse_topology("h100:16").domain) == (4, 8)
+    with pytest.raises(ValueError, match="12 GPUs are not whole hosts of 8"):
+        parse_topology("h100:12")

@@ -17,7 +17,8 @@ from train.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
-LIMITS = ("train.meeting.silent=4.0", "train.meeting.stall=60.0", "train.meeting.join=60.0")
+# A machine that has much else to do keeps a process from its turn for seconds, and from beginning for minutes.
+LIMITS = ("train.meeting.silent=60.0", "train.meeting.stall=300.0", "train.meeting.join=300.0")
 
 
 class Runs:
@@ -138,7 +139,8 @@ def test_of_two_that_start_anew_process_0_builds_the_dataset_and_the_other_waits
 
 
 def test_one_that_is_stopped_is_named_and_the_run_ends(runs, capfd):
-    code, folder = runs.start("stopped", 2, mishap="stop:5:1")
+    """Process 0 does not wait for the stall of its step: silence is a limit of its own, and the first to be reached."""
+    code, folder = runs.start("stopped", 2, "train.meeting.silent=20.0", mishap="stop:5:1")
     said = capfd.readouterr().out
     assert code == 75 and "error: process 1 fell silent; process 0: step " in said
     assert (folder / "stacks" / "process-0.txt").exists() and not runs.left_over("stopped")
@@ -158,7 +160,7 @@ def test_one_with_another_config_is_named(runs, corpus):
             )
         )
     for process in outputs:
-        said = process.communicate(timeout=120)[0]
+        said = process.communicate(timeout=600)[0]
         assert process.returncode == 1
         assert "process 1 has optimizer.learning_rate=0.01, process 0 has 0.02: start all processes with" in said
 

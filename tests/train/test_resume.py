@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.train.tiny import losses, run_config
+from tests.train.tiny import losses, run_config, train_config
 from train.loop import STOPPED, train
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,8 @@ def test_sigterm_saves_and_the_same_command_goes_on_bit_by_bit(corpus, tmp_path,
     written = (tmp_path / "stopped" / "metrics.jsonl").read_bytes()
     assert train(stopped, corpus / "dataset") == 0  # finished: says so, and touches nothing
     assert capsys.readouterr().out.startswith("held-out bits/byte")
+    with pytest.raises(ValueError, match=r"/stopped has come to step 12, beyond train\.num_steps=6: raise it or"):
+        train(replace(stopped, train=train_config(num_steps=6)), corpus / "dataset")
     assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == written
 
 
