@@ -26,6 +26,10 @@ from launch.machines import CHIPS, parse_machine
 from launch.steps import Command, Step, execute, script
 from launch.sweep import read_sweep, sweep_jobs
 
+RESTARTS = (
+    "of a run that crashed; stopped ones always go on",
+    "of a run that crashed or stopped by itself, without ten good minutes between",
+)
 TARGETS = {
     "local": None,
     "tpu-vm": tpu_vm.add_vm_arguments,
@@ -50,7 +54,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--name", help="of the job: a-z, 0-9 and '-'; default: the config's")
     parser.add_argument("--machine", metavar="CHIP:SHAPE", help=f"v6e:16x16, h100:8, ...; chips: {', '.join(CHIPS)}")
     parser.add_argument("--slices", type=int, default=1, help="slices of that shape")
-    parser.add_argument("--restarts", type=int, default=10, help="of a run that crashed; stopped ones always go on")
+    parser.add_argument("--restarts", type=int, default=10, help=RESTARTS[target == "local"])
     parser.add_argument("--cache", metavar="DIR", help="compiled programs, shared by all workers: a folder or gs://...")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="one more variable")
     interpreter = sys.executable if target == "local" else "python3"
@@ -197,6 +201,8 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
+    except KeyboardInterrupt:  # what runs elsewhere runs on
+        code = 130
     sys.stdout.flush()
     sys.exit(code)
 

@@ -27,9 +27,15 @@ METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attribut
 def find_place(environ: Mapping[str, str]) -> Place | None:
     """Where this process stands, or None for a run of one process.
 
-    Errors: ValueError where variables are missing or are no numbers.
+    Errors: ValueError where variables are missing, are no numbers or name a place that is none.
     """
-    return _explicit(environ) or _slurm(environ) or _tpu(environ)
+    place = _explicit(environ) or _slurm(environ) or _tpu(environ)
+    if place is not None and not 0 <= place.index < place.count:
+        raise ValueError(
+            f"this is process {place.index} of {place.count}, by the variables of its machine (TPU_WORKER_ID, "
+            "MEGASCALE_SLICE_ID or SLURM_PROCID): expected a number below that"
+        )
+    return place
 
 
 def _explicit(environ: Mapping[str, str]) -> Place | None:

@@ -477,6 +477,16 @@ def test_every_compiler_flag_of_the_presets_is_one_that_the_compiler_knows(kind:
         assert (done.returncode == 0) == known, done.stderr[-500:]
 
 
+def test_ctrl_c_leaves_without_a_traceback(monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch_main, "run", interrupted)
+    with pytest.raises(SystemExit) as left:
+        launch_main.main()
+    assert left.value.code == 130
+
+
 def test_steps_stop_at_the_first_failure_and_name_a_missing_command(tmp_path: Path):
     steps = [File(tmp_path / "a b" / "f", "text\nEND\n"), Command(("false",)), File(tmp_path / "never", "")]
     assert execute(steps) == 1 and not (tmp_path / "never").exists()

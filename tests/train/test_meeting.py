@@ -204,6 +204,12 @@ def test_where_a_process_stands_comes_from_its_environment():
     ]
 
 
+def test_a_place_that_is_none_is_refused():
+    """It would wait for the others, and they for it."""
+    with pytest.raises(ValueError, match=r"this is process 2 of 2, by the variables of its machine \(TPU_WORKER_ID"):
+        find_place({"TPU_WORKER_HOSTNAMES": "w0,w1", "TPU_WORKER_ID": "2"})
+
+
 def test_limits_must_be_positive():
     with pytest.raises(ValueError, match=r"meeting\.silent=0.0: expected seconds above 0"):
         MeetingConfig(silent=0.0)

@@ -60,7 +60,7 @@ def test_a_planted_document_is_named_and_the_loss_is_the_logged_one(planted, tmp
     for number in (2, step):  # from the beginning, and from a checkpoint
         again = replay(tmp_path / "run", number)
         assert again.loss.hex() == losses(tmp_path / "run")[number].hex()
-    with pytest.raises(ValueError, match="--step 13: .*/run has come to step 12 of 12"):
+    with pytest.raises(ValueError, match=r"--step 13: .*/run has come to step 12 of 12"):
         replay(tmp_path / "run", 13)
     assert again.before == 4 * ((step - 1) // 4)
     assert again.pieces[0].doc_id == bad
