@@ -235,7 +235,8 @@ def new_adapter(
         else:  # kaiming_uniform_(a=sqrt(5)) of torch: bounds 1 / sqrt(fan in)
             a = jax.random.uniform(key, a_shape, minval=-(in_dim**-0.5), maxval=in_dim**-0.5)
     magnitude = None
-    if config.dora and base is None:  # a b is zero: the lengths of the matrix as it will rest
+    if config.dora and base is None:  # a b is zero: the lengths of the matrix as it will rest. Not by column_lengths:
+        # of a b that is the constant zero the CPU compiler of jaxlib 0.10.2 (its YNN fusions) makes NaN
         rests = jax.lax.map(round_trip or jnp.float32, kernel.reshape(-1, in_dim, out_dim)).reshape(kernel.shape)
         squares = jnp.sum(jnp.square(rests), axis=-2, keepdims=True)
         magnitude = jnp.broadcast_to(jnp.sqrt(jnp.maximum(squares, TINY)), (*layers, count, out_dim))
