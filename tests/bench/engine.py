@@ -4,7 +4,8 @@ The same stages (cleaning, exact and near dedup) over the same shards, on the lo
 cluster of three nodes on this machine (a head that only schedules, two nodes with one CPU each), in turns. Documents
 are real sentences, a tenth of them edited copies. `ray_overhead` is the median of Ray's time over the pool's, less
 one, the session's start left out and printed apart. Then the local pool takes 1, 4 and 16 times a smaller corpus:
-`growth_exponent` is the slope of log time over log size, 1 for a cost that grows as the data does.
+`growth_exponent` is the slope of log time over log size, 1 for a cost that grows as the data does. Ray runs its
+workers at a niceness of 15, so that any other work on the machine slows them and not the pool.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def _slope(sizes: Sequence[int], seconds: Sequence[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shard-docs", type=int, default=8_000, help="of the overhead: 10 s of work, about")
+    parser.add_argument("--shard-docs", type=int, default=16_000, help="of the overhead: 8 to 10 s of work")
     parser.add_argument("--growth-docs", type=int, default=1_000, help="of a shard where the data grows")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
