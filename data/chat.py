@@ -1,6 +1,7 @@
 """Chats: records of the common tuning formats as messages, and messages as one text with the spans that have loss.
 
-    {"messages": [{"role": "user", "content": "Hi"}, ...]}            OpenAI; content may be a list of text parts
+    {"messages": [{"role": "user", "content": "Hi"}, ...]}            OpenAI; content may be a list of text parts, an
+                                                                      answer of "weight": 0 has no loss
     {"conversations": [{"from": "human", "value": "Hi"}, ...]}        ShareGPT
     {"instruction": "...", "input": "...", "output": "..."}           Alpaca (Taori et al. 2023)
     {"prompt": "..." or messages, "completion": "..." or messages}    one answer
@@ -17,13 +18,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
-VERSION = 2
+VERSION = 3
 
 CHAT_KEYS = ("messages", "chosen", "rejected")  # where meta holds them
 ROLES = ("system", "user", "assistant", "tool")
 SPOKEN_AS = {  # names that the formats have for the same four
+    "developer": "system",
     "human": "user",
     "gpt": "assistant",
     "model": "assistant",
@@ -34,8 +37,8 @@ SPOKEN_AS = {  # names that the formats have for the same four
 }
 # The two prompts of the Alpaca code release (github.com/tatsu-lab/stanford_alpaca) differ in their preamble only; a
 # chat template has one of its own, so instruction and input are the user's message, an empty line apart.
-Message = dict[str, str]
-Render = Callable[[Sequence[Mapping[str, str]], bool], str]  # (messages, add_generation_prompt) -> text
+Message = dict[str, Any]  # role, content, and weight=0 on an answer without loss
+Render = Callable[[Sequence[Mapping[str, Any]], bool], str]  # (messages, add_generation_prompt) -> text
 
 
 class ChatError(ValueError):
@@ -95,8 +98,18 @@ def _as_messages(value: Any, role: str) -> list[Message]:
             raise ChatError("unknown_role", str(spoken))
         if message.get("tool_calls") or message.get("function_call"):
             raise ChatError("tool_calls_are_not_rendered")
-        messages.append({"role": SPOKEN_AS[spoken], "content": _content(message.get("content", message.get("value")))})
+        role = SPOKEN_AS[spoken]
+        content = _content(message.get("content", message.get("value")))
+        messages.append({"role": role, "content": content} | _weight(message, role))
     return messages
+
+
+def _weight(message: Mapping[str, Any], role: str) -> dict[str, int]:
+    """{"weight": 0} of an answer without loss; nothing of any other message, whose loss is none of its own."""
+    weight = message.get("weight")
+    if weight not in (None, 0, 1):
+        raise ChatError("weight_is_not_0_or_1", str(weight))
+    return {"weight": 0} if weight == 0 and role == "assistant" else {}
 
 
 def _content(value: Any) -> str:
@@ -107,7 +120,7 @@ def _content(value: Any) -> str:
     return value
 
 
-def check_messages(messages: Sequence[Mapping[str, str]]) -> None:
+def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
     """ChatError for an unknown role, a message without text, or a chat in which no assistant speaks."""
     for message in messages:
         if message.get("role") not in ROLES:
@@ -118,7 +131,7 @@ def check_messages(messages: Sequence[Mapping[str, str]]) -> None:
         raise ChatError("no_assistant_turn", len(messages))
 
 
-def plain_text(messages: Sequence[Mapping[str, str]]) -> str:
+def plain_text(messages: Sequence[Mapping[str, Any]]) -> str:
     """The chat as `role: text` turns, an empty line between them: what cleaning and deduplication look at."""
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
@@ -131,7 +144,7 @@ class Rendered:
     spans: list[list[int]]
 
 
-def render(messages: Sequence[Mapping[str, str]], template: Render, *, train_on: str, controls: re.Pattern) -> Rendered:
+def render(messages: Sequence[Mapping[str, Any]], template: Render, *, train_on: str, controls: re.Pattern) -> Rendered:
     """The chat in the model's template.
 
     train_on: "assistant" for every answer, "last" for the last one alone, "all" for everything after the first token.
@@ -143,18 +156,24 @@ def render(messages: Sequence[Mapping[str, str]], template: Render, *, train_on:
     for message in messages:
         if found := controls.search(message["content"]):
             raise ChatError("special_token_in_message", found.group())
+    unlearned = [message.get("weight") == 0 for message in messages]
+    messages = [{"role": message["role"], "content": message["content"]} for message in messages]
     text = _rendered(template, messages, False)
     if train_on == "all":
+        if any(unlearned):
+            raise ChatError("weight_0_where_all_is_trained_on")
         return Rendered(text, [[0, len(text)]])
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    spans = [_span(messages, index, text, template, controls) for index in answers[-1 if train_on == "last" else 0 :]]
-    return Rendered(text, spans)
+    answers = [index for index in answers[-1 if train_on == "last" else 0 :] if not unlearned[index]]
+    if not answers:
+        raise ChatError("no_answer_has_weight")
+    return Rendered(text, [_span(messages, index, text, template, controls) for index in answers])
 
 
 def _span(
-    messages: Sequence[Mapping[str, str]], index: int, text: str, template: Render, controls: re.Pattern
+    messages: Sequence[Mapping[str, Any]], index: int, text: str, template: Render, controls: re.Pattern
 ) -> list[int]:
-    before = _rendered(template, messages[:index], True)
+    before = _rendered(template, messages[:index], True) if index else _opening(template)
     until = _rendered(template, messages[: index + 1], False)
     if not (text.startswith(before) and text.startswith(until) and len(before) < len(until)):
         raise ChatError("template_rewrites_turns", index)
@@ -165,7 +184,13 @@ def _span(
     return [len(before), stop]
 
 
-def _rendered(template: Render, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+def _opening(template: Render) -> str:
+    """What stands before an answer that opens a chat: many templates make something else of no message at all."""
+    zero, one = (_rendered(template, [{"role": "assistant", "content": text}], False) for text in "01")
+    return commonprefix([zero, one])  # noqa: RUF071 (characters are what is meant)
+
+
+def _rendered(template: Render, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
     try:
         return template(messages, add_generation_prompt)
     except ValueError as error:  # the template's own refusal: two users in a row, no system message allowed, ...

@@ -141,7 +141,9 @@ class Adapter(nnx.Module):
         )
 
     def merged(self, kernel_IO: Float[Array, "*layers I O"], index: int = 0) -> Float[Array, "*layers I O"]:
-        """The matrix with one adapter's update in it, float32."""
+        """The matrix with one adapter's update in it, float32; ValueError where there is no adapter of that number."""
+        if not 0 <= index < len(self.scales):
+            raise ValueError(f"there is no adapter {index} to merge: they are 0 to {len(self.scales) - 1}")
         a, b = self.a.get_value()[..., index, :, :], self.b.get_value()[..., index, :, :]
         product = jnp.matmul(a, b, precision="highest", preferred_element_type=jnp.float32)
         sum_IO = kernel_IO.astype(jnp.float32) + self.scales[index] * product

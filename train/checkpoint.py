@@ -210,16 +210,24 @@ class Checkpoints:
 
         Returns where it stands in the data.
         """
+        where, (theirs, data) = self._where(step), self._about(step)
+        check_same(where, theirs, identity, carry_on=self._config.carry_on)
+        if (position := data.pop("position")) != step:
+            raise unreadable(where, ValueError(f"it stands at data position {position}, expected {step}"))
+        return Position(**data)
+
+    def base(self, step: int) -> str | None:
+        """The fingerprint of the weights that are under a checkpoint's adapters and not in it."""
+        return self._about(step)[0]["base"]
+
+    def _about(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Whose a checkpoint is (identity) and where it stands in the data."""
         where = self._where(step)
         try:
             items = ocp.load_checkpointables(where, {"meta": None, "data": None})
-            saved, position = dict(items["meta"]["identity"]), items["data"].pop("position")
+            return dict(items["meta"]["identity"]), dict(items["data"])
         except Exception as error:
             raise unreadable(where, error) from error
-        check_same(where, saved, identity, carry_on=self._config.carry_on)
-        if position != step:
-            raise unreadable(where, ValueError(f"it stands at data position {position}, expected {step}"))
-        return Position(**items["data"])
 
     def restore(self, step: int, abstract: TrainState, frozen: Params | None = None) -> TrainState:
         """The state of a checkpoint, each leaf placed as `abstract` says; the mesh may differ from the one that saved.

@@ -45,6 +45,8 @@ class MaskedLM:
 
     def make(self, options: TrainConfig) -> Any:
         """(model, batch) -> (sum to differentiate, sums to report)."""
+        if options.z_loss:
+            raise ValueError(f"train.z_loss={options.z_loss} is of objective=NextToken(): set 0 for MaskedLM()")
         return partial(masked_objective, settings=self, vocab_chunk=options.vocab_chunk)
 
     def nats(self, options: TrainConfig) -> Any:

@@ -23,6 +23,7 @@ from data.build import document_shards
 from data.loader import Loader, open_loader
 from data.loader_stats import RowInfo, row_ranges
 from data.tables import read_documents
+from models.checkpoints.run import check_same_base
 from models.command import run_command
 from models.encoder import EncoderConfig
 from models.extend import load_extended
@@ -36,7 +37,16 @@ from train.metrics import read_metrics
 from train.optimizer import make_optimizer
 from train.plan import describe_run
 from train.run_folder import part_of, read_about
-from train.state import TrainState, create_state, describe_model, make_params, merge, new_state, whole_params
+from train.state import (
+    TrainState,
+    create_state,
+    describe_model,
+    make_params,
+    merge,
+    new_state,
+    split_params,
+    whole_params,
+)
 
 TEXT = 300  # characters of each document that are shown
 
@@ -115,27 +125,24 @@ def state_before(run_dir: Path, config: Config, step: int, abstract: TrainState)
     """The newest state that the run kept from before `step`, and its step; 0 is the beginning, made again."""
     based = config.init_from is not None
     checkpoints = Checkpoints(run_dir, config.checkpoint, adapters=config.lora is not None, base=based, reading=True)
-    if checkpoints.without_base:
-        raise ValueError(
-            f"the checkpoints of {run_dir} hold adapters alone, not the weights under them: replay needs a run with "
-            "checkpoint.base_weights=True"
-        )
-    kept = [kept for kept in checkpoints.steps() if kept < step]
-    if kept:
-        return kept[0], checkpoints.restore(kept[0], abstract)
+    kept = next((kept for kept in checkpoints.steps() if kept < step), 0)
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh
     axes = describe_model(config.model, mesh, config.tuning)[1]
+    weights = None
+    if config.init_from is not None and (not kept or checkpoints.without_base):
+        tokenizer, seed = run_dir / "tokenizer", config.train.seed
+        weights, found = load_extended(config.init_from, config.model, mesh, config.tuning, tokenizer, seed=seed)
+        if kept:
+            check_same_base(run_dir, config.init_from, checkpoints.base(kept), found)
+    if kept:
+        return kept, checkpoints.restore(kept, abstract, split_params(weights, axes)[1] if weights else None)
     tx = make_optimizer(config.optimizer, axes)
 
     def create(params: Any = None) -> TrainState:
         params = params or make_params(config.model, config.train.seed, config.tuning)
         return new_state(params, tx, with_ema=config.train.ema_decay is not None, axes=axes)
 
-    if config.init_from is None:
-        return 0, create_state(create, abstract)
-    tokenizer, seed = run_dir / "tokenizer", config.train.seed
-    weights, _ = load_extended(config.init_from, config.model, mesh, config.tuning, tokenizer, seed=seed)
-    return 0, create_state(create, abstract, weights)
+    return 0, create_state(create, abstract, *([weights] if weights else []))
 
 
 def document_losses(

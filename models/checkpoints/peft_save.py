@@ -25,7 +25,7 @@ def save_peft(model: CausalLM, lora: LoRA, folder: Path, *, base: str = "", inde
     """Write one adapter of a stacked model, and what `lora` trains besides, as PEFT reads it.
 
     lora: the settings that the adapters were made with. base: for base_model_name_or_path. index: which adapter.
-    Errors: ValueError where the adapter acts on another base than the one that PEFT would load.
+    Errors: ValueError where there is no such adapter, or it acts on another base than the one that PEFT would load.
     """
     if lora.init in CHANGES_BASE:
         raise ValueError(
@@ -35,6 +35,8 @@ def save_peft(model: CausalLM, lora: LoRA, folder: Path, *, base: str = "", inde
     table, adapters = family_table(model), adapters_of(model)
     if not adapters:
         raise ValueError("this model has no adapter: nothing to write for PEFT; export it with --format hf")
+    if not 0 <= index < len(lora.names):
+        raise ValueError(f"there is no adapter {index} to write: they are 0 to {len(lora.names) - 1}")
     modules: dict[str, dict[str, Adapter]] = {}
     for path, adapter in adapters.items():
         rule = table[matrix_name(path)]

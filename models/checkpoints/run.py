@@ -177,12 +177,17 @@ def _base(folder: Path, step: int, config: ModelConfig, mesh: Mesh, tuning: Tuni
     location = found["init_from"]
     params, fingerprint = _start(found, folder, config, mesh, tuning)
     known = _read_items(checkpoints_folder(folder), step, {"meta": None})["meta"]["identity"]["base"]
-    if known != fingerprint:
-        raise ValueError(
-            f"{folder} was trained on other weights than {location} holds now (fingerprint {known}, found "
-            f"{fingerprint}): bring the old ones back"
-        )
+    check_same_base(folder, location, known, fingerprint)
     return _flat(params)
+
+
+def check_same_base(folder: Path, location: str, known: str | None, found: str) -> None:
+    """ValueError where the weights under a run's adapters are not those that it was trained on, by fingerprint."""
+    if known != found:
+        raise ValueError(
+            f"{folder} was trained on other weights than {location} holds now (fingerprint {known}, found {found}): "
+            "bring the old ones back"
+        )
 
 
 def _start(

@@ -103,6 +103,8 @@ def test_every_format_reads_as_the_same_chat() -> None:
     assert record_chat({"prompt": "Q", **whole}) == whole
     more = {name: [assistant, *side] for name, side in pair.items()}  # the answers of a prompt that goes on
     assert record_chat({"prompt": "P", **more})["chosen"] == [{"role": "user", "content": "P"}, *more["chosen"]]
+    developer = [{"role": "developer", "content": "S"}, user, assistant | {"weight": 1}]
+    assert record_chat({"messages": developer}) == {"messages": [*told, user, assistant]}
     with_input = record_chat({"instruction": "Add", "input": "1 2", "output": "3"})
     assert with_input["messages"][0]["content"] == "Add\n\n1 2"
 
@@ -125,6 +127,7 @@ def test_every_format_reads_as_the_same_chat() -> None:
         ({"conversations": "x", "n": 1}, "no_assistant_turn"),
         ({"prompt": "P", "chosen": [{"role": "user", "content": "Q"}], "rejected": "B"}, "prompt_and_chats_differ"),
         ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "tool_calls_are_not_rendered"),
+        ({"messages": [{"role": "assistant", "content": "x", "weight": 0.5}]}, "weight_is_not_0_or_1"),
     ],
 )
 def test_what_is_no_usable_chat_is_a_counted_drop(record: dict, reason: str, tmp_path: Path) -> None:
@@ -171,6 +174,29 @@ def test_loss_lies_on_the_answers_and_the_end_of_turn(transform: _Transform, fol
     assert isinstance(last, Document) and learned(last, folder) == ["A letter.<|im_end|>"]
     every = one(replace(transform, train_on="all"), messages=CHAT)
     assert isinstance(every, Document) and learned(every, folder) == [every.text.removeprefix("<|im_start|>")]
+
+
+def test_an_answer_of_weight_0_is_read_and_not_learned(transform: _Transform, folder: Path) -> None:
+    chat = record_chat({"messages": [CHAT[0], CHAT[1] | {"weight": 0}, *CHAT[2:]]})["messages"]
+    result = one(transform, messages=chat)
+    assert isinstance(result, Document) and result.text == chat_ml(CHAT, False)
+    assert learned(result, folder) == ["A letter.<|im_end|>"]
+    for train_on, kept, reason in (("last", chat[:2], "no_answer"), ("all", chat, "weight_0_where")):
+        dropped = one(replace(transform, train_on=train_on), messages=kept)
+        assert isinstance(dropped, Dropped) and dropped.drop.reason.startswith(reason)
+
+
+def test_an_answer_that_opens_a_chat_is_learned(transform: _Transform, folder: Path) -> None:
+    """Also where the template makes a system turn of no message at all."""
+
+    def polite(messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+        system = [] if messages else [{"role": "system", "content": "Be kind."}]
+        return chat_ml([*system, *messages], add_generation_prompt)
+
+    for template in (chat_ml, polite):
+        result = one(replace(transform, template=template), messages=CHAT[1:])
+        assert isinstance(result, Document) and result.text == chat_ml(CHAT[1:], False)
+        assert learned(result, folder) == ["4, of course.<|im_end|>", "A letter.<|im_end|>"]
 
 
 def test_a_token_across_the_border_has_no_loss(folder: Path) -> None:

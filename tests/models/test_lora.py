@@ -103,6 +103,9 @@ def test_the_adapter_of_an_untied_output_merges_too():
     model = moved(adapted(base, LoRA(targets=("lm_head",))))
     assert np.max(np.abs(run(model) - run(base))) > 0.1
     np.testing.assert_allclose(run(merge_lora(model)), run(model), atol=1e-5)
+    for number in (1, -1):
+        with pytest.raises(ValueError, match=rf"no adapter {number} to merge: they are 0 to 0"):
+            merge_lora(model, number)
 
 
 @pytest.mark.slow

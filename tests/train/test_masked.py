@@ -27,7 +27,7 @@ from train.masked import MaskedLM, hidden_losses, hide, masked_objective
 from train.masked_scores import masked_scores
 from train.optimizer import AdamW
 from train.state import merge
-from train.step import accumulate
+from train.step import TrainConfig, accumulate
 
 STEPS = 700  # after which a tiny encoder knows more than how often each piece comes
 
@@ -130,6 +130,8 @@ def test_settings_that_make_no_sense_are_one_line():
         MaskedLM(share=0.0)
     with pytest.raises(ValueError, match=r"objective=Preference"):
         MaskedLM().check(None, paired=True)
+    with pytest.raises(ValueError, match=r"train.z_loss=0.001 is of objective=NextToken"):
+        MaskedLM().make(TrainConfig(num_steps=1, z_loss=1e-3))
 
 
 @pytest.mark.slow
