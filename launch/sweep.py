@@ -14,6 +14,8 @@ from pathlib import Path
 
 from launch.job import Job
 
+MAX_NAME = 47  # of a job: Kubernetes' names of hosts have 63 characters, and end in "-slice-9999-9999" here
+
 
 def read_sweep(path: Path) -> list[tuple[str, ...]]:
     """The override lists of a sweep file.
@@ -49,7 +51,7 @@ def sweep_jobs(job: Job, lists: list[tuple[str, ...]], runs: str) -> list[Job]:
     """One job for each override list, with run_dir=RUNS/JOB/NAME, and a folder of its own in checkpoint.path."""
     jobs = []
     for overrides in lists:
-        label = job_label(overrides)
+        label = job_label(overrides, MAX_NAME - len(job.name) - 1)
         run_dir = f"run_dir={runs.rstrip('/')}/{job.name}/{label}"
         common = (folder_of(one, label) if one.startswith("checkpoint.path=") else one for one in job.overrides)
         jobs.append(replace(job, name=f"{job.name}-{label}", overrides=(*common, run_dir, *overrides)))
@@ -63,10 +65,13 @@ def folder_of(override: str, label: str) -> str:
     return f"{name}={quote}{value.strip(quote or None).rstrip('/')}/{label}{quote}"
 
 
-def job_label(overrides: tuple[str, ...]) -> str:
-    """A short name: the first changed fields as people read them, and a hash of all: learning-rate-1e-3-4f2a9c."""
+def job_label(overrides: tuple[str, ...], room: int = MAX_NAME) -> str:
+    """A short name: the first changed fields as people read them, and a hash of all: learning-rate-1e-3-4f2a9c.
+
+    room: characters that it may have; the hash alone, of 6, is there in any case.
+    """
     fields = ((path.split(".")[-1], value) for path, _, value in (override.partition("=") for override in overrides))
     words = "-".join(f"{field}-{value}" for field, value in fields)
-    readable = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:24].strip("-")
+    readable = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[: max(0, min(24, room - 7))].strip("-")
     digest = hashlib.sha256(shlex.join(overrides).encode()).hexdigest()[:6]
     return f"{readable}-{digest}" if readable else digest

@@ -80,22 +80,30 @@ def train_together(config: "Config", profile: tuple[int, int] | None) -> int:
     """Meets the other processes, where there are any, checks what can be checked before compiling, and trains."""
     from train.agreement import check_tokenizer, check_tuning
     from train.distributed import find_place, start_jax
-    from train.preflight import build_together, check_code_and_config, check_devices, check_output, output_folders
+    from train.preflight import (
+        build_together,
+        check_code_and_config,
+        check_devices,
+        check_output,
+        output_folders,
+        run_folder_held,
+    )
 
     processes = join(find_place(os.environ), config.train.meeting)
     try:
         check_code_and_config(processes, config)
         check_output(processes, output_folders(config))
-        check_tuning(config)
-        check_tokenizer(config)
-        dataset = build_together(processes, config)
-        use_compile_cache(config.train.compilation_cache)
-        start_jax(processes)
-        check_devices(processes)
-        from train.loop import train
+        with run_folder_held(processes, config):
+            check_tuning(config)
+            check_tokenizer(config)
+            dataset = build_together(processes, config)
+            use_compile_cache(config.train.compilation_cache)
+            start_jax(processes)
+            check_devices(processes)
+            from train.loop import train
 
-        code = train(config, dataset, profile=profile, processes=processes)
-        processes.exchange("end", code)  # process 0 has more to write; jax's service ends with it
+            code = train(config, dataset, profile=profile, processes=processes)
+            processes.exchange("end", code)  # process 0 has more to write; jax's service ends with it
     except SystemExit:
         processes.close("it was asked to stop", STOPPED)
         raise

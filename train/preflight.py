@@ -4,14 +4,15 @@ Every finding is a sentence that names the process and both values. Nothing here
 """
 
 import contextlib
+import fcntl
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from etils import epath
@@ -115,6 +116,51 @@ def check_output(processes: Processes, folders: Mapping[str, str]) -> None:
             (epath.Path(folder) / f".write-test-{processes.index}").unlink(missing_ok=True)
     if told:
         raise ValueError(told[0])
+
+
+@contextlib.contextmanager
+def run_folder_held(processes: Processes, config: Config) -> Iterator[None]:
+    """Within it the run's folder is this run's alone: two at once would remove each other's checkpoints.
+
+    Process 0 holds a lock that the system takes back however the process ends. A run that is about to end there is
+    waited for, as long as for a process to join. Errors: ValueError where another run still has the folder then.
+    """
+    if not processes.chief:
+        processes.exchange("run folder", None)
+        yield
+        return
+    with (Path(config.run_dir) / "run.lock").open("a+") as lock:
+        waited, limit = 0.0, config.train.meeting.join
+        while not _taken(lock):
+            if waited == 0:
+                print(f"{config.run_dir} is another run's, {_holder(lock)}; waiting for it to end", flush=True)
+            if waited >= limit:
+                raise ValueError(
+                    f"run_dir={config.run_dir} is another run's, {_holder(lock)}: it did not end within {limit:.0f} s; "
+                    "stop it, or give this run a run_dir of its own"
+                )
+            time.sleep(0.5)
+            waited += 0.5
+        lock.truncate(0)
+        print(f"process {os.getpid()} on {platform.node()}", file=lock, flush=True)
+        processes.exchange("run folder", None)
+        yield
+
+
+def _taken(lock: TextIO) -> bool:
+    """Whether this process has the lock now; a file system without locks keeps nothing apart."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        print(f"{lock.name} cannot be locked ({error.strerror}): make sure that nobody else trains in this folder")
+    return True
+
+
+def _holder(lock: TextIO) -> str:
+    lock.seek(0)
+    return lock.read().strip() or "of an unknown process"
 
 
 def output_folders(config: Config) -> dict[str, str]:

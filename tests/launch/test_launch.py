@@ -407,6 +407,14 @@ def test_a_job_of_a_sweep_has_its_folder_within_the_quotes_of_the_path(quote: st
     assert only.overrides[0] == f"checkpoint.path={quote}gs://b/c/{job_label(('train.seed=1',))}{quote}"
 
 
+def test_a_job_of_a_sweep_has_a_name_that_kubernetes_takes():
+    for length in (8, 30, 40):
+        job = Job(name="n" * length, config="c.py")
+        one, other = sweep_jobs(job, [("optimizer.learning_rate=1e-3",), ("optimizer.learning_rate=2e-3",)], "runs")
+        assert one.name != other.name and len(one.name) <= 47 and one.name.startswith(job.name + "-")
+        assert one.overrides[0] == f"run_dir=runs/{job.name}/{one.name.removeprefix(job.name + '-')}"
+
+
 def test_the_code_goes_with_changes_and_without_what_git_ignores(tmp_path: Path):
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     for name in ("kept.py", "ignored.txt", "a b.py", ".gitignore"):

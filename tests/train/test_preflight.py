@@ -1,15 +1,23 @@
 """What is checked before a run is compiled: each finding names the process and what to change."""
 
 import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import pytest
 
+from tests.train.tiny import run_config, train_config
 from train import preflight
 from train.meeting import Place, Processes
-from train.preflight import GIB, check_devices, check_memory, check_output, commit
+from train.preflight import GIB, check_devices, check_memory, check_output, commit, run_folder_held
+from train.roster import MeetingConfig
+
+ROOT = Path(__file__).parents[2]
 
 
 class Two(Processes):
@@ -49,6 +57,33 @@ def test_where_checkpoints_go_all_see_what_process_0_wrote(tmp_path):
     (checkpoints / ".write-test-0").write_text("of an earlier run")
     with pytest.raises(ValueError, match=r"wrote to checkpoint\.path=.*a file system that all hosts share"):
         check_output(Two(index=1, token="7"), {"run_dir": run_dir, "checkpoint.path": str(checkpoints)})
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from tests.train.tiny import run_config
+from train.meeting import Processes
+from train.preflight import run_folder_held
+with run_folder_held(Processes(), run_config(Path(sys.argv[1]), run_dir=sys.argv[2])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_folder_is_one_runs_at_a_time_until_its_process_ends(corpus, tmp_path, capsys):
+    patient = train_config(meeting=MeetingConfig(join=30.0))
+    config = run_config(corpus, run_dir=str(tmp_path), train=patient)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(corpus), str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        hasty = replace(config, train=train_config(meeting=MeetingConfig(join=0.1)))
+        with pytest.raises(ValueError, match=rf"is another run's, process {other.pid} on .* did not end within 0 s"):
+            run_folder_held(Processes(), hasty).__enter__()
+        threading.Timer(1.0, other.kill).start()  # kill -9: nothing of its own takes the lock away
+        with run_folder_held(Processes(), config), run_folder_held(Two(index=1), hasty):
+            assert "waiting for it to end" in capsys.readouterr().out
 
 
 def test_other_devices_are_named_with_both_values():
