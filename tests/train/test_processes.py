@@ -86,7 +86,7 @@ def test_one_killed_of_two_is_started_again_and_the_losses_are_the_same_to_the_l
     assert "error: process 1 is gone; process 0: step " in said.out
     assert not runs.left_over("killed")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "checkpoints", "config.json", "metrics.jsonl", "report.html", "samples.txt", "stacks", "tokenizer",
+        "checkpoints", "config.json", "metrics.jsonl", "report.html", "run.lock", "samples.txt", "stacks", "tokenizer",
     ]  # fmt: skip
 
 
