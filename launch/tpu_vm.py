@@ -36,9 +36,12 @@ save() {{
   gcloud storage cp worker.log {folder}/logs/"$place".log
 }}
 (while sleep 300; do save; done) &
+rm -f exit_code  # of an earlier boot
 bash worker.sh run > worker.log 2>&1
+code=$?
 kill $!
 save
+[ -f exit_code ] || echo $code > exit_code  # worker.sh was killed
 [ "$(cat exit_code)" = {stopped} ] && exit  # the machine is being taken away: the next one goes on
 gcloud storage cp exit_code {folder}/exit/"$place"
 """
