@@ -57,7 +57,8 @@ def load_tuned(
             lora = tuning.lora if owner in chosen else None
             make = partial(_tuned_kernel, places[owner], owner, lora, tuning.quantize)
             shardings = {name: part for name, part in place.items() if name != "bias"}
-            inner |= jax.jit(make, out_shardings=shardings, donate_argnums=0)(values, path_key(key, owner))
+            donated = () if tuning.quantize else 0  # no part of a quantised one could lie where the kernel lay
+            inner |= jax.jit(make, out_shardings=shardings, donate_argnums=donated)(values, path_key(key, owner))
         else:
             inner[leaf] = values
         del variable, values
