@@ -1,6 +1,7 @@
 """No request of a crawl goes to a private address: neither one that is written in a URL nor one that a name stands for.
+And robots.txt is read as it is meant, however it arrives.
 
-Both parts are Scrapy's to make; the setting CRAWL holds the crawl, with its `scope` and its `private_names`.
+All parts are Scrapy's to make; the setting CRAWL holds the crawl, with its `scope` and its `private_names`.
 """
 
 from __future__ import annotations
@@ -8,10 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from scrapy.exceptions import IgnoreRequest
-from scrapy.http import Request
+from scrapy.http import Request, Response
 from scrapy.resolver import CachingThreadedResolver
 
 from data.sources.crawl_urls import Scope, private
+from data.sources.warc import decode_payload
+
+MAX_ROBOTS_BYTES = 1 << 20  # of a decoded robots.txt; RFC 9309 asks for 500 KiB at least
 
 
 class GuardedResolver(CachingThreadedResolver):
@@ -50,3 +54,18 @@ class AddressGuard:
         """Refuse before a connection is made."""
         if self._crawl.scope.address_refused(request.url):
             raise IgnoreRequest("private_address")
+
+
+class RobotsDecoder:
+    """Downloader middleware: a robots.txt that was sent compressed is decoded; pages stay as sent, for the archive.
+
+    Scrapy parses what it gets, and compressed bytes forbid nothing.
+    """
+
+    def process_response(self, request: Request, response: Response) -> Response:
+        """The robots.txt that Scrapy itself asked for, as text; any other answer as it is."""
+        coding = (response.headers.get(b"Content-Encoding") or b"").decode("latin-1")
+        if "task" in request.meta or not coding:
+            return response
+        body = decode_payload(response.body, {"content-encoding": coding}, MAX_ROBOTS_BYTES).data
+        return response.replace(body=body[:MAX_ROBOTS_BYTES])

@@ -23,7 +23,7 @@ from scrapy.settings import default_settings
 from data.sources.crawl_archive import ArchiveWriter
 from data.sources.crawl_config import CrawlConfig
 from data.sources.crawl_frontier import Frontier, Task
-from data.sources.crawl_guards import AddressGuard, GuardedResolver
+from data.sources.crawl_guards import AddressGuard, GuardedResolver, RobotsDecoder
 from data.sources.crawl_links import links_of, redirect_of, robots_sitemaps, sitemap_links, text_header
 from data.sources.crawl_urls import Scope, canonical, host_of
 from data.sources.warc import decode_payload
@@ -265,7 +265,7 @@ def settings_of(crawl: Crawl) -> dict[str, Any]:
         resolver: GuardedResolver,
         "DOWNLOADER_MIDDLEWARES": {
             AddressGuard: 50,
-            "scrapy.downloadermiddlewares.redirect.RedirectMiddleware": None,
+            RobotsDecoder: 590,  # RedirectMiddleware stays: it follows robots.txt only, since pages ask for all statuses
             "scrapy.downloadermiddlewares.redirect.MetaRefreshMiddleware": None,
             "scrapy.downloadermiddlewares.retry.RetryMiddleware": None,
             "scrapy.downloadermiddlewares.httpcompression.HttpCompressionMiddleware": None,
@@ -279,6 +279,7 @@ def settings_of(crawl: Crawl) -> dict[str, Any]:
         "DOWNLOAD_TIMEOUT": config.timeout_seconds,
         "DOWNLOAD_MAXSIZE": config.max_page_bytes,
         "DOWNLOAD_WARNSIZE": 0,
+        "REDIRECT_MAX_TIMES": MAX_REDIRECTS,
         "DEFAULT_REQUEST_HEADERS": {"Accept": "text/html,application/xhtml+xml,*/*;q=0.5", "Accept-Encoding": "gzip"},
         "TELNETCONSOLE_ENABLED": False,
         "LOG_LEVEL": "ERROR",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import signal
 import subprocess
@@ -145,6 +146,28 @@ def test_it_obeys_robots_and_survives_what_servers_do(tmp_path: Path) -> None:
     source = WarcSource(name="c", paths=(str(tmp_path / "out" / "warc"),), extract=ExtractConfig(chain=("plain",)))
     documents, _ = read(source)
     assert sum("/page/" in d.meta["url"] for d in documents) == 10
+
+
+@pytest.mark.parametrize("how", ["compressed", "redirected"])
+def test_robots_is_obeyed_however_it_arrives(tmp_path: Path, how: str) -> None:
+    site = Site(3)
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path == "/robots.txt" and how == "redirected":
+            return reply(handler, b"", status=301, Location="/moved/robots.txt")
+        if handler.path in ("/robots.txt", "/moved/robots.txt"):
+            body = b"User-agent: *\nDisallow: /secret\nDisallow: /page/1\n"
+            if how == "redirected":
+                return reply(handler, body, kind="text/plain")
+            return reply(handler, gzip.compress(body), kind="text/plain", Content_Encoding="gzip")
+        return site(handler)
+
+    with serve(answer) as address:
+        process = start(tmp_path, address, deny=("/deep", "/calendar", "/slow", "/huge", "/loop"))
+        output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 0, output
+    assert not any(path.startswith(("/secret", "/page/1")) for path in site.hits), output
+    assert site.hits["/page/0"] == 1 and stored(tmp_path)["/page/2"] == 1, output
 
 
 def test_after_kill_9_nothing_is_missed_and_only_flights_are_repeated(tmp_path: Path) -> None:
