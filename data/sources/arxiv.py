@@ -57,12 +57,21 @@ class ArxivSource(FileSource):
     metadata: tuple[str, ...] = ()
 
     suffixes: ClassVar[tuple[str, ...]] = (".tar", ".tex", ".tgz", "")
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         *(
             f"data.sources.{name}"
-            for name in ("arxiv", "archives", "latex_source", "latex_text", "oai", "xml_records", "text_files")
+            for name in (
+                "arxiv",
+                "archives",
+                "latex_source",
+                "latex_text",
+                "oai",
+                "xml_records",
+                "text_files",
+                "charset",
+            )
         ),
     )
     libraries: ClassVar[tuple[str, ...]] = ("lxml", "charset-normalizer")

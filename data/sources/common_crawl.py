@@ -48,7 +48,7 @@ class CommonCrawlSource:
     data_server: str = "https://data.commoncrawl.org"
     http: HttpLimits = field(default_factory=HttpLimits)
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     code_modules: ClassVar[tuple[str, ...]] = (
         "data.sources.common_crawl",
         "data.sources.http_fetch",

@@ -14,7 +14,8 @@ class CrawlConfig:
     """Settings of `python -m data.crawl`.
 
     folder: where WARC files and the frontier go; the same folder goes on where a crawl stopped.
-    seeds: pages to start from; their hosts are the crawl's (other hosts only where `allow` names them).
+    seeds: pages to start from; their hosts, with and without `www.`, are the crawl's (others only where `allow` names
+        them).
     user_agent: name and contact, a mail or web address: servers' owners must be able to reach you.
     allow, deny: regular expressions searched in whole URLs; with `allow`, a URL must match one of them.
     max_pages, max_bytes, max_page_bytes, max_depth: limits; bytes are of response bodies.

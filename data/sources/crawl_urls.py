@@ -59,6 +59,11 @@ def host_of(url: str) -> str:
     return urlsplit(url).netloc
 
 
+def twin(host: str) -> str:
+    """The host with `www.` where it has none, and without where it has: a site's one name redirects to the other."""
+    return host.removeprefix("www.") if host.startswith("www.") else f"www.{host}"
+
+
 def trap(url: str) -> str | None:
     """Why a URL looks as if a program made it up without end, or None."""
     parts = urlsplit(url)
@@ -86,14 +91,15 @@ class Scope:
     """Which URLs belong to a crawl."""
 
     def __init__(self, config: CrawlConfig) -> None:
-        self._hosts = {host_of(found) for seed in config.seeds if (found := canonical(seed))}
+        hosts = {host_of(found) for seed in config.seeds if (found := canonical(seed))}
+        self._hosts = hosts | {twin(host) for host in hosts}
         self._allow = [re.compile(pattern) for pattern in config.allow]
         self._deny = [re.compile(pattern) for pattern in config.deny]
         self._allowed_hosts = {host.lower() for host in config.allow_hosts}
 
     @property
     def hosts(self) -> set[str]:
-        """Hosts of the seeds."""
+        """Hosts of the seeds, with and without `www.`."""
         return self._hosts
 
     @property

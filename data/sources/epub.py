@@ -17,7 +17,8 @@ from data.document import Document, Dropped
 from data.sources import files
 from data.sources.archives import PathError, safe_name
 from data.sources.base import FileSource
-from data.sources.html_text import html_to_text
+from data.sources.extract_methods import decode_page
+from data.sources.html_text import element_to_text, html_to_text, tidy
 from data.sources.limits import BombError, CorruptError, ReadLimits
 from data.sources.xml_records import child, children, local_name, parse_xml, text_of
 
@@ -125,6 +126,15 @@ def encrypted_item(archive: Archive, chapters: Sequence[str]) -> str | None:
     return None
 
 
+def chapter_text(data: bytes) -> str:
+    """The text of a chapter: XHTML as the XML that it is, since HTML knows no `<title/>` and would take what follows as
+    part of it; anything else as HTML, in the encoding that it names or in UTF-8."""
+    try:
+        return tidy(element_to_text(parse_xml(data)))
+    except ValueError:
+        return html_to_text(decode_page(data, "")[0])
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpubSource(FileSource):
     """EPUB 2 and 3 books without DRM.
@@ -135,13 +145,16 @@ class EpubSource(FileSource):
     per_chapter: bool = False
 
     suffixes: ClassVar[tuple[str, ...]] = (".epub",)
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     files_per_shard: ClassVar[int] = 16
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
-        *(f"data.sources.{name}" for name in ("epub", "archives", "html_text", "xml_records")),
+        *(
+            f"data.sources.{name}"
+            for name in ("epub", "archives", "charset", "extract_methods", "html_text", "xml_records")
+        ),
     )
-    libraries: ClassVar[tuple[str, ...]] = ("lxml",)
+    libraries: ClassVar[tuple[str, ...]] = ("lxml", "w3lib", "charset-normalizer")
 
     def open(self, shard: Mapping[str, Any]) -> Any:
         """The file as stored: a zip is read from its end, so it must be seekable."""
@@ -175,7 +188,7 @@ class EpubSource(FileSource):
         texts: list[tuple[str, str]] = []
         for number, chapter in enumerate(chapters):
             try:
-                text = html_to_text(archive.read(chapter))
+                text = chapter_text(archive.read(chapter))
             except CorruptError as error:
                 yield self.drop(shard, f"{number}-{chapter}", "corrupt_record", value=str(error))
                 continue

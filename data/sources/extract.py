@@ -26,8 +26,8 @@ from typing import Any, Generic, Self, TypeVar
 from data.sources import extract_worker
 from data.sources.extract_methods import FAVOUR, METHODS
 
-VERSION = 1
-CODE_MODULES = ("data.sources.extract", "data.sources.extract_methods", "data.sources.extract_worker")
+VERSION = 2
+CODE_MODULES = tuple(f"data.sources.{name}" for name in ("extract", "extract_methods", "extract_worker", "charset"))
 LIBRARIES = ("trafilatura", "jusText", "lxml", "w3lib", "charset-normalizer")
 START_SECONDS = 60.0  # a worker that has not loaded its libraries by then is broken
 RECYCLE_PAGES = 5000  # pages after which a worker is replaced anyway: parsers leak

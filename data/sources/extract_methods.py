@@ -11,6 +11,8 @@ from typing import Any
 
 from w3lib.encoding import html_to_unicode
 
+from data.sources.charset import latin_encoding
+
 METHODS = ("trafilatura", "justext", "plain")
 FAVOUR = ("precision", "balanced", "recall")
 DETECT_BYTES = 1 << 16  # bytes that charset detection looks at
@@ -36,14 +38,16 @@ def decode_page(body: bytes, content_type: str) -> tuple[str, str]:
 
 
 def _detect(body: bytes) -> str | None:
-    from charset_normalizer import from_bytes
-
     sample = body[:DETECT_BYTES]
     try:
         sample[:-4].decode("utf-8") if len(body) > DETECT_BYTES else sample.decode("utf-8")
         return "utf-8"
     except UnicodeDecodeError:
         pass
+    if (western := latin_encoding(sample)) is not None:
+        return western
+    from charset_normalizer import from_bytes
+
     best = from_bytes(sample, steps=5, chunk_size=512, threshold=0.4).best()
     return best.encoding if best is not None else "cp1252"
 

@@ -91,10 +91,11 @@ class ForumPageSource(FileSource):
     form: str = "text"
 
     suffixes: ClassVar[tuple[str, ...]] = (".html", ".htm", ".php")
+    version: ClassVar[int] = 3
     files_per_shard: ClassVar[int] = 64
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
-        *(f"data.sources.{name}" for name in ("forum_pages", "dialogue", "extract_methods", "html_text")),
+        *(f"data.sources.{name}" for name in ("forum_pages", "dialogue", "charset", "extract_methods", "html_text")),
     )
     libraries: ClassVar[tuple[str, ...]] = ("lxml", "w3lib", "charset-normalizer")
 

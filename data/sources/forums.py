@@ -21,8 +21,11 @@ from data.sources.dialogue import MAX_TURNS, Turn, check_form, form_meta, turns_
 from data.sources.grouping import Groups, HeldFault
 from data.sources.html_text import html_to_text
 from data.sources.jsonl import as_list
+from data.sources.text_files import decode_text
 
 QUOTED = re.compile(r"^(?:>.*|On .{5,200} wrote:|-----\s*Original Message\s*-----.*)$")
+WRAPPED = re.compile(r"^(On .{5,200})\n(.{0,80}wrote:)$", re.M)  # as programs fold it
+LIST_AUTHOR = re.compile(r"^\S+ at \S+ \((.+)\)$")  # how Mailman hides addresses
 SIGNATURE = re.compile(r"^-- ?$")
 REPLY_PREFIX = re.compile(r"^(?:(?:re|aw|sv|antw|fwd?|tr)(?:\[\d+\])?:\s*|\[[^\]]{1,40}\]\s*)+", re.I)
 MESSAGE_ID = re.compile(r"<[^<>\s]{1,500}>")
@@ -115,12 +118,12 @@ class MboxSource(FileSource):
     keep_quotes: bool = False
 
     suffixes: ClassVar[tuple[str, ...]] = (".mbox", ".mbx", ".txt")
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
-        *(f"data.sources.{name}" for name in ("forums", "dialogue", "grouping", "html_text")),
+        *(f"data.sources.{name}" for name in ("forums", "dialogue", "grouping", "html_text", "text_files", "charset")),
     )
-    libraries: ClassVar[tuple[str, ...]] = ("lxml",)
+    libraries: ClassVar[tuple[str, ...]] = ("lxml", "charset-normalizer")
 
     def __post_init__(self) -> None:
         check_form(self.form)
@@ -176,12 +179,13 @@ class MboxSource(FileSource):
             message = email.message_from_bytes(data.partition(b"\n")[2], policy=email.policy.default)
             assert isinstance(message, EmailMessage)
             text = _body_text(message)
-            headers = {name: str(message.get(name, "")) for name in ("Subject", "From", "Date", "Message-ID")}
+            headers = {name: str(message.get(name, "")) for name in ("Subject", "Date", "Message-ID")}
+            author = _author(message)
             references = MESSAGE_ID.findall(f"{message.get('References', '')} {message.get('In-Reply-To', '')}")
         except Exception as error:  # the e-mail package raises many kinds on broken headers
             return "bad_message" if not isinstance(error, MemoryError) else "record_too_large"
         lines = []
-        for line in text.split("\n"):
+        for line in (text if self.keep_quotes else WRAPPED.sub(r"\1 \2", text)).split("\n"):
             if SIGNATURE.match(line):
                 break
             line = line.removeprefix(">") if line.startswith(">From ") else line
@@ -195,7 +199,7 @@ class MboxSource(FileSource):
             "id": identifier.group(0) if identifier else f"<{offset}>",
             "references": list(dict.fromkeys(references)),
             "title": " ".join(REPLY_PREFIX.sub("", headers["Subject"]).split()),
-            "author": re.sub(r"\s*<[^<>]*>|[\"']", "", headers["From"]).strip() or "someone",
+            "author": author,
             "date": headers["Date"],
             "text": body,
             "offset": offset,
@@ -226,15 +230,33 @@ class MboxSource(FileSource):
         )
 
 
+def _author(message: EmailMessage) -> str:
+    """The name in the From header, without the address. Mailman's form, which is none of mail, is read as it stands."""
+    sent = next((str(value) for name, value in message.raw_items() if name.lower() == "from"), "")
+    listed = LIST_AUTHOR.match(sent.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip())
+    if listed:
+        return str(email.policy.default.header_factory("Subject", listed.group(1)))
+    return re.sub(r"\s*<[^<>]*>|[\"']", "", str(message.get("From", ""))).strip() or "someone"
+
+
 def _body_text(message: EmailMessage) -> str:
     """The plain part, else the HTML part as text."""
     part = message.get_body(preferencelist=("plain", "html"))
     if part is None:
         return ""
-    try:
-        content = part.get_content()
-    except (LookupError, UnicodeError):
-        payload = part.get_payload(decode=True)
-        content = payload.decode("latin-1") if isinstance(payload, bytes) else str(payload)
-    text = content if isinstance(content, str) else ""
+    payload = part.get_payload(decode=True)
+    text = _decoded(payload, part.get_content_charset()) if isinstance(payload, bytes) else ""
     return html_to_text(text) if part.get_content_type() == "text/html" else text.replace("\r\n", "\n")
+
+
+def _decoded(payload: bytes, charset: str | None) -> str:
+    """In the charset that the part names; where it names none, ASCII or a wrong one, as Mailman's archives do, in the
+    one that fits."""
+    try:
+        return payload.decode("ascii" if charset is None else charset)
+    except (LookupError, UnicodeError):
+        pass
+    try:
+        return decode_text(payload)[0]
+    except ValueError:
+        return payload.decode("latin-1")

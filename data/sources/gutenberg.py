@@ -22,7 +22,7 @@ END = re.compile(rf"^\s*\*\*\*\s*END OF {MARK}|^End of (?:the |this )?Project Gu
 OLD_START = re.compile(r"^\*END\*?\s*THE SMALL PRINT!.*$|^\*\*?\*?END THE SMALL PRINT.*$", re.M | re.I)
 OLD_END = re.compile(r"^(?:\*\*\*)?\s*END OF (?:THE |THIS )?PROJECT GUTENBERG", re.M | re.I)
 FIELD = re.compile(
-    r"^(Title|Author|Translator|Editor|Illustrator|Language|Release Date|Posting Date|Character set encoding):"
+    r"^(Title|Author|Translator|Editor|Illustrator|Language|Release [Dd]ate|Posting [Dd]ate|Character set encoding):"
     r"[ \t]*(.*(?:\n[ \t]+\S.*)*)",
     re.M,
 )
@@ -57,7 +57,9 @@ def split_book(text: str) -> tuple[str, dict[str, Any]]:
         meta.setdefault(name.lower().replace(" ", "_"), " ".join(value.split()))
     language = meta.get("language", "")
     meta["language"] = LANGUAGES.get(language.split(",")[0].strip().lower(), language or None)
-    meta["date"] = meta.pop("release_date", meta.pop("posting_date", None))
+    posted = meta.pop("posting_date", None)
+    date = re.sub(r"\s*\[.*", "", meta.pop("release_date", posted) or "")  # [eBook #11], and when it was updated
+    meta["date"] = date or None
     number = NUMBER.search(header)
     meta["gutenberg_id"] = int(number.group(1)) if number else None
     meta["licence"] = "Copyrighted-Gutenberg" if COPYRIGHTED.search(header) else "Public-Domain-US"
@@ -93,11 +95,13 @@ class GutenbergSource(FileSource):
     with_marks_only: bool = True
 
     suffixes: ClassVar[tuple[str, ...]] = (".txt",)
+    version: ClassVar[int] = 3
     files_per_shard: ClassVar[int] = 16
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         "data.sources.gutenberg",
         "data.sources.text_files",
+        "data.sources.charset",
     )
     libraries: ClassVar[tuple[str, ...]] = ("charset-normalizer",)
 

@@ -25,6 +25,7 @@ class HtmlFolder(FileSource):
     extract: ExtractConfig = field(default_factory=ExtractConfig)
 
     suffixes: ClassVar[tuple[str, ...]] = (".html", ".htm", ".xhtml")
+    version: ClassVar[int] = 3
     files_per_shard: ClassVar[int] = 256
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from data.document import Document, Dropped
 from data.sources.base import FileSource
+from data.sources.charset import latin_encoding
 
 BINARY_SAMPLE = 8192  # bytes looked at for NULs
 BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -36,6 +37,8 @@ def decode_text(data: bytes) -> tuple[str, str]:
         return data.decode(), "utf-8"
     except UnicodeDecodeError:
         pass
+    if (western := latin_encoding(data[: 1 << 16])) is not None:
+        return data.decode(western, "replace"), western
     from charset_normalizer import from_bytes
 
     best = from_bytes(data[: 1 << 16], steps=5, threshold=0.3).best()
@@ -49,8 +52,13 @@ class TextFolder(FileSource):
     """Plain text files; the encoding is found out and named in the meta."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".md", ".rst", ".text")
+    version: ClassVar[int] = 3
     files_per_shard: ClassVar[int] = 64
-    code_modules: ClassVar[tuple[str, ...]] = (*FileSource.code_modules, "data.sources.text_files")
+    code_modules: ClassVar[tuple[str, ...]] = (
+        *FileSource.code_modules,
+        "data.sources.text_files",
+        "data.sources.charset",
+    )
     libraries: ClassVar[tuple[str, ...]] = ("charset-normalizer",)
 
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:

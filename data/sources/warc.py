@@ -95,13 +95,14 @@ class WarcSource(FileSource):
     statuses: tuple[int, ...] = (200,)
 
     suffixes: ClassVar[tuple[str, ...]] = (".warc", ".wet", ".wat", ".arc")
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         "data.sources.warc",
         "data.sources.warc_records",
         "data.sources.wat",
         "data.sources.jsonl",
+        "data.sources.text_files",
         "data.sources.url_block",
         *EXTRACT_MODULES,
     )

@@ -43,6 +43,8 @@ def test_other_gutenberg_headers_and_texts_that_are_none(tmp_path: Path) -> None
     )
     text, meta = split_book(new)
     assert text == "Text." and meta["title"] == "X and Y" and meta["language"] == "fr" and meta["has_end_mark"]
+    since_2022 = "Release date: June 27, 2008 [eBook #11]\n                Most recently updated: June 26, 2025\n\n"
+    assert split_book(since_2022 + new)[1]["date"] == "June 27, 2008" and split_book(since_2022 + new)[0] == "Text."
     (tmp_path / "no.txt").write_text("A text of somebody.")
     (tmp_path / "cut.txt").write_text("*** START OF THIS PROJECT GUTENBERG EBOOK X ***\nOnly text.")
     documents, drops = read(GutenbergSource(name="g", paths=(str(tmp_path),)))
@@ -102,6 +104,18 @@ def test_epub_chapters_without_text_are_drops(tmp_path: Path) -> None:
     epub(tmp_path / "cover.epub", **{"OEBPS/missing.xhtml": "<html><body><img src='cover.png'/></body></html>"})
     chapters, drops = read(EpubSource(name="e", paths=(str(tmp_path),), per_chapter=True))
     assert len(chapters) == 2 and reasons(drops) == {"path_climbs_out": 1, "empty_text": 1}
+
+
+def test_epub_chapters_are_read_as_xml_in_utf_8(tmp_path: Path) -> None:
+    named = '<?xml version="1.0" encoding="iso-8859-1"?>{}'
+    page = '<html xmlns="http://www.w3.org/1999/xhtml"><head><title/><script src="x"/></head><body><p>Größe</p></body></html>'
+    epub(
+        tmp_path / "x.epub",
+        **{"OEBPS/one.xhtml": page, "OEBPS/two b.xhtml": named.format("<p>Übung<br>fort").encode("latin-1"),
+           "OEBPS/missing.xhtml": "<p>naïve – not <b>closed"},
+    )  # fmt: skip
+    (book,), _ = read(EpubSource(name="e", paths=(str(tmp_path),)))
+    assert book.text == "Größe\n\nÜbung\nfort\n\nnaïve – not closed"
 
 
 ENCRYPTION = """<encryption xmlns="urn:oasis:names:tc:opendocument:xmlns:container"
@@ -367,3 +381,18 @@ def test_an_epub_that_lies_about_sizes_is_still_bounded(tmp_path: Path) -> None:
     (tmp_path / "x.epub").write_bytes(stream.getvalue())
     documents, drops = read(EpubSource(name="e", paths=(str(tmp_path),), limits=ReadLimits(max_record_bytes=1 << 20)))
     assert not documents and reasons(drops) == {"expands_too_far": 1}
+
+
+def test_mailman_archives_that_name_no_charset(tmp_path: Path) -> None:
+    head = "From joe at x.org  Mon Jan  6 10:00:00 2020\nFrom: joe at x.org ({})\nSubject: Größe\n{}\n"
+    (tmp_path / "a.mbox").write_bytes(
+        (head.format("Joé Müller", "Message-ID: <1@x>\n") + "Die Übung – naïve.\n\n").encode()
+        + (head.format("=?utf-8?q?Ann_=C3=89?=", "In-Reply-To: <1@x>\n")
+           + "On Mon, Jan 6, 2020 at 10:00 AM Joe Müller <joe at x.org>\nwrote:\n> Die Übung\n\nJa, größer.").encode()
+    )  # fmt: skip
+    (document,), drops = read(MboxSource(name="m", paths=(str(tmp_path),)))
+    assert document.text == "# Größe\n\nJoé Müller: Die Übung – naïve.\n\nAnn É: Ja, größer." and not drops
+    western = head.format("A", "Content-Type: text/plain; charset=utf-8\n").encode() + "Größe überall".encode("cp1252")
+    (tmp_path / "a.mbox").write_bytes(western)
+    (document,), drops = read(MboxSource(name="m", paths=(str(tmp_path),)))
+    assert document.text.endswith("A: Größe überall")

@@ -314,6 +314,7 @@ def test_urls_have_one_form_and_traps_are_seen() -> None:
     assert list(refused.values()) == ["denied", "other_host", "private_address", "file_type"] and not scope.refusal(
         "https://a.example/ok"
     )
+    assert not scope.refusal("https://www.a.example/")  # where a.example itself may redirect
 
 
 def test_a_name_that_resolves_to_a_private_address_is_refused() -> None:

@@ -21,6 +21,7 @@ from data.sources.csv_files import CsvSource
 from data.sources.files import list_files
 from data.sources.hf_datasets import HfDatasetSource
 from data.sources.jsonl import JsonlSource
+from data.sources.extract_methods import decode_page
 from data.sources.limits import ReadLimits
 from data.sources.mediawiki import MediaWikiSource, wikitext_to_text
 from data.sources.parquet import ParquetSource
@@ -248,6 +249,26 @@ def test_text_encodings_are_found_and_named(tmp_path: Path) -> None:
     documents, drops = read(TextFolder(name="t", paths=(str(tmp_path),)))
     assert len(documents) == 4 and {d.text.strip() for d in documents} == {text.strip()}
     assert reasons(drops) == {"bad_encoding": 1}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1252", "El año pasado comió aquí más de un niño; después, ¿qué pasó con la señora García?"),
+        ("cp1252", "L'été dernier, nous avons mangé des crêpes à la crème près de la forêt; le garçon était fatigué."),
+        ("cp1252", "På sommaren åkte vi till ön där björken växer, och på kvällen grillade vi på ängen vid sjön."),
+        ("cp1252", "Perché non c'è più la libertà di un tempo? Così è la città, e ciò è già noto."),
+        ("cp1250", "Zażółć gęślą jaźń, a potem pójdź nad rzekę, gdzie rosną wysokie drzewa i śpiewają ptaki."),
+        ("iso8859-2", "Zażółć gęślą jaźń, a potem pójdź nad rzekę, gdzie rosną wysokie drzewa i śpiewają ptaki."),
+        ("cp1254", "Geçen yaz köye gittiğimizde büyük ağacın altında oturup çay içtik ve şarkılar söyledik."),
+        ("cp1251", "Прошлым летом мы ходили в лес за грибами и нашли большую поляну у реки."),
+    ],
+)
+def test_old_encodings_are_told_by_the_letters_of_one_language(tmp_path: Path, encoding: str, text: str) -> None:
+    (tmp_path / "old.txt").write_bytes(text.encode(encoding))
+    (document,), _ = read(TextFolder(name="t", paths=(str(tmp_path),)))
+    assert document.text == text
+    assert decode_page(f"<p>{text}</p>".encode(encoding), "")[0] == f"<p>{text}</p>"
 
 
 @pytest.mark.real_data
