@@ -265,7 +265,7 @@ def settings_of(crawl: Crawl) -> dict[str, Any]:
         resolver: GuardedResolver,
         "DOWNLOADER_MIDDLEWARES": {
             AddressGuard: 50,
-            RobotsDecoder: 590,  # RedirectMiddleware stays: it follows robots.txt only, since pages ask for all statuses
+            RobotsDecoder: 590,  # RedirectMiddleware stays: of robots.txt, since pages ask for all statuses
             "scrapy.downloadermiddlewares.redirect.MetaRefreshMiddleware": None,
             "scrapy.downloadermiddlewares.retry.RetryMiddleware": None,
             "scrapy.downloadermiddlewares.httpcompression.HttpCompressionMiddleware": None,

@@ -61,6 +61,10 @@ class CsvSource(FileSource):
     suffixes: ClassVar[tuple[str, ...]] = (".csv", ".tsv")
     code_modules: ClassVar[tuple[str, ...]] = (*FileSource.code_modules, "data.sources.csv_files")
 
+    def __post_init__(self) -> None:
+        if len(self.delimiter) != 1:
+            raise ValueError(f"{self.name}: delimiter is {self.delimiter!r}: expected one character")
+
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """One document a row; a quote that never closes costs `max_record_bytes`, reading goes on behind."""
         name = shard["key"].lower()

@@ -71,7 +71,7 @@ def _matches(name: str, suffixes: Sequence[str]) -> bool:
 def _list_local(path: str, suffixes: Sequence[str]) -> list[FileEntry]:
     path = path.removeprefix("file://")
     root = Path(path).expanduser()
-    if any(character in path for character in "*?["):
+    if any(character in path for character in "*?[") and not root.exists():  # a title may have brackets itself
         fixed = list(root.parts)
         first = next(index for index, part in enumerate(fixed) if any(c in part for c in "*?["))
         root = Path(*fixed[:first]) if first else Path()

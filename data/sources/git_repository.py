@@ -5,7 +5,7 @@ GitSource(name="code", repositories=("~/src/project", "https://host/team/other.g
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -18,10 +18,19 @@ from data.sources.limits import BombError, CorruptError, FetchError
 from data.sources.notebooks import notebook_text
 from data.sources.source_code import dependency_order, imports_of, language_of, marks_of
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # the file itself is in another store
 SYMLINK, SUBMODULE = "120000", "160000"
 MAX_LICENCE_BYTES = 1 << 20
 LAYOUTS = ("files", "repository")
 MARKS = ("vendored", "generated", "minified")
+
+
+def joint_licence(licences: Iterable[str | None]) -> str | None:
+    """The SPDX expression of files put together: all of theirs; NOASSERTION stands for files that name none."""
+    names = sorted({name or "NOASSERTION" for name in licences})
+    if names == ["NOASSERTION"]:
+        return None
+    return names[0] if len(names) == 1 else " AND ".join(f"({name})" if " OR " in name else name for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +60,7 @@ class GitSource:
     max_repository_bytes: int = 1 << 30
     cache: str = "~/.cache/sluice/git"
 
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     code_modules: ClassVar[tuple[str, ...]] = tuple(
         f"data.sources.{name}"
         for name in ("base", "git_repository", "git_objects", "jsonl", "licences", "notebooks", "source_code")
@@ -160,10 +169,12 @@ class GitSource:
             data = reader.read(entry)
         except ValueError as error:
             return "corrupt_record", str(error), None
+        if data.startswith(LFS_POINTER):
+            return "lfs_pointer", None, None
         if b"\0" in data[:8192]:
             return "binary", None, None
         try:
-            text = data.decode()
+            text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             text = data.decode("latin-1")
             meta["encoding"] = "latin-1"
@@ -193,6 +204,7 @@ class GitSource:
     ) -> Iterator[Document | Dropped]:
         """All files of a repository one after the other, what is imported before what imports it."""
         texts: dict[str, tuple[str, str | None]] = {}
+        licences: dict[str, str | None] = {}
         held, limit = 0, self.max_repository_bytes
         for item in files:
             if isinstance(item, Dropped):
@@ -202,6 +214,7 @@ class GitSource:
             held += len(text.encode("utf-8", "replace"))
             if held <= limit:
                 texts[path] = text, meta.get("programming_language")
+                licences[path] = meta.get("licence")
             else:
                 record, reason = f"{shard['key']}:{path}", "beyond_max_repository_bytes"
                 yield make_drop(self.name, record, reason, value=held, threshold=limit, meta=meta)
@@ -213,22 +226,27 @@ class GitSource:
         for path in dependency_order(imports):
             block = f"# file: {path}\n{texts[path][0].rstrip()}\n"
             if part and size + len(block.encode("utf-8", "replace")) > self.max_document_bytes:
-                yield self._part(shard, number, part, names, common)
+                yield self._part(shard, number, part, {name: licences[name] for name in names}, common)
                 part, size, number, names = [], 0, number + 1, []
             part.append(block)
             names.append(path)
             size += len(block.encode("utf-8", "replace"))
         if part:
-            yield self._part(shard, number, part, names, common)
+            yield self._part(shard, number, part, {name: licences[name] for name in names}, common)
 
     def _part(
-        self, shard: Mapping[str, Any], number: int, part: list[str], names: list[str], common: Mapping[str, Any]
+        self,
+        shard: Mapping[str, Any],
+        number: int,
+        part: list[str],
+        licences: Mapping[str, str | None],
+        common: Mapping[str, Any],
     ) -> Document | Dropped:
         meta = {
             **common,
-            "files": names,
-            "records": len(names),
-            "licence": common["repository_licence"],
+            "files": list(licences),
+            "records": len(licences),
+            "licence": joint_licence(licences.values()),
             "part": number,
         }
         return make_document(self.name, f"{shard['key']}:part-{number}", "\n".join(part), meta)

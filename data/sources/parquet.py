@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from data.document import Document, Dropped
 from data.sources import files
 from data.sources.base import FileSource
+from data.sources.jsonl import lookup
 from data.sources.limits import BombError, CorruptError
 from data.sources.parquet_pages import largest_page
 from data.sources.remote import is_remote
@@ -23,7 +24,8 @@ PAGE_RECORDS = 16  # a page may be as large as this many of the largest records:
 class ParquetSource(FileSource):
     """Rows of Parquet files.
 
-    text_field, id_field, meta_fields: column names; the id stands before the row number in ours.
+    text_field, id_field, meta_fields: column names, with dots reaching into structs; the id stands before the row
+        number in ours.
     row_groups_per_shard: row groups that one worker reads.
     batch_rows: rows turned into Python objects at once.
     """
@@ -35,9 +37,11 @@ class ParquetSource(FileSource):
     batch_rows: int = 256
 
     suffixes: ClassVar[tuple[str, ...]] = (".parquet",)
+    version: ClassVar[int] = 3
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         "data.sources.parquet",
+        "data.sources.jsonl",
         "data.sources.parquet_pages",
     )
     libraries: ClassVar[tuple[str, ...]] = ("pyarrow",)
@@ -69,9 +73,10 @@ class ParquetSource(FileSource):
 
     def _rows(self, table: Any, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         columns = [self.text_field, *([self.id_field] if self.id_field else []), *self.meta_fields]
-        missing = [name for name in columns if name.split(".")[0] not in table.schema_arrow.names]
+        names = table.schema_arrow.names
+        missing = [name for name in columns if name not in names and name.split(".")[0] not in names]
         if missing:
-            raise CorruptError(f"no column {missing[0]!r}; the file has {', '.join(table.schema_arrow.names)}")
+            raise CorruptError(f"no column {missing[0]!r}; the file has {', '.join(names)}")
         first, row = shard.get("first", 0), shard.get("row", 0)
         for group in range(first, first + shard.get("groups", table.metadata.num_row_groups)):
             end = row + table.metadata.row_group(group).num_rows
@@ -108,9 +113,9 @@ class ParquetSource(FileSource):
                 raise BombError(f"a page of {page} bytes, limit {limit} ({PAGE_RECORDS} times max_record_bytes)")
 
     def _document(self, shard: Mapping[str, Any], row: int, values: Mapping[str, Any]) -> Document | Dropped:
-        own = values[self.id_field] if self.id_field else None
+        own = _value(values, self.id_field) if self.id_field else None
         name = row if own is None else f"{own}@{row}"
-        text = values[self.text_field]
+        text = _value(values, self.text_field)
         if isinstance(text, bytes):
             try:
                 text = text.decode()
@@ -120,7 +125,11 @@ class ParquetSource(FileSource):
             return self.drop(shard, name, "text_is_not_a_string", value=type(text).__name__)
         if len(text) > self.limits.max_record_bytes:
             return self.too_large(shard, name, len(text))
-        return self.document(shard, name, text, row=row, **{field: values[field] for field in self.meta_fields})
+        return self.document(shard, name, text, row=row, **{field: _value(values, field) for field in self.meta_fields})
+
+
+def _value(values: Mapping[str, Any], name: str) -> Any:
+    return values[name] if name in values else lookup(values, name)
 
 
 def _open(stream: Any) -> Any:

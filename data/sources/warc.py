@@ -6,12 +6,14 @@ WarcSource(name="crawl", paths=("CC-MAIN-*.warc.gz",), block=UrlBlockList(domain
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, ClassVar
 
 from fastwarc.stream_io import BrotliReader, ChunkedReader, GzipReader, ZstdReader
 from fastwarc.warc import WarcRecordType
+from w3lib.encoding import http_content_type_encoding
 
 from data.document import Document, Dropped
 from data.sources import files
@@ -24,6 +26,8 @@ from data.sources.url_block import UrlBlockList
 from data.sources.warc_records import GZIP_MAGIC, Record, iter_records
 from data.sources.wat import wat_text
 
+PAGE_SCHEMES = ("http://", "https://", "ftp://", "file:")  # of resources: wget's own log is one too, metadata://
+UNICODE = ("utf-8", "utf-8-sig", "utf-16")  # what the bytes themselves say
 HTML_TYPES = ("text/html", "application/xhtml+xml", "application/vnd.wap.xhtml+xml")
 
 
@@ -59,13 +63,33 @@ def decode_payload(payload: bytes, headers: Mapping[str, str], limit: int) -> Bo
     """
     if "chunked" in headers.get("transfer-encoding", "").lower():
         payload = _undo(ChunkedReader, payload, limit) or payload
+    decoders: dict[str, Any] = {"gzip": GzipReader, "x-gzip": GzipReader, "br": BrotliReader, "zstd": ZstdReader}
+    decoders["deflate"] = _Deflate
     for coding in reversed(headers.get("content-encoding", "").lower().replace(" ", "").split(",")):
-        reader = {"gzip": GzipReader, "x-gzip": GzipReader, "br": BrotliReader, "zstd": ZstdReader}.get(coding)
+        reader = decoders.get(coding)
         if reader is GzipReader and not payload.startswith(GZIP_MAGIC[:2]):
             continue
         if reader is not None:
             payload = _undo(reader, payload, limit) or payload
     return Body(payload, "record_too_large" if len(payload) > limit else "")
+
+
+class _Deflate:
+    """HTTP's deflate: zlib's format by the standard, bare by some servers."""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        self._rest = stream.read()
+        zlib_head = len(self._rest) > 1 and self._rest[0] & 15 == 8 and int.from_bytes(self._rest[:2], "big") % 31 == 0
+        self._decoder = zlib.decompressobj(15 if zlib_head else -15)
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes. ValueError where it is not so encoded."""
+        try:
+            data = self._decoder.decompress(self._rest, size)
+        except zlib.error as error:
+            raise ValueError(str(error)) from error
+        self._rest = self._decoder.unconsumed_tail
+        return data
 
 
 def _undo(reader: Any, payload: bytes, limit: int) -> bytes:
@@ -127,12 +151,15 @@ class WarcSource(FileSource):
         blocked = self.block.build()
         opened: ExtractionPool[tuple[int, dict[str, Any]]] = ExtractionPool(self.extract, workers=workers)
         with opened as pool:
+            last, number = -1, 0
             for (offset, meta), found in pool.map(self.pages(raw, blocked)):
+                number, last = number + 1 if offset == last else 0, offset
+                record = f"{offset}.{number}" if number else offset  # a file compressed as one has one offset for many
                 values = {**meta, **found.meta}
                 if found.reason:
-                    yield self.drop(shard, offset, found.reason, value=values.pop("value", None), **values)
+                    yield self.drop(shard, record, found.reason, value=values.pop("value", None), **values)
                 else:
-                    yield self.document(shard, offset, found.text, **values)
+                    yield self.document(shard, record, found.text, **values)
 
     def pages(self, raw: BinaryIO, blocked: Any) -> Iterator[tuple[tuple[int, dict[str, Any]], Page | Extracted]]:
         """((offset, meta), page to extract or finished text or reason) of every record that holds a page."""
@@ -152,7 +179,10 @@ class WarcSource(FileSource):
 
     def _page(self, record: Record, url: str, meta: dict[str, Any], blocked: Any) -> Page | Extracted | None:
         """A page to extract, a finished text, a reason, or None for records that hold no page."""
-        if record.type == WarcRecordType.metadata and "json" not in (record.headers.get("content-type") or ""):
+        content_type = record.headers.get("content-type") or ""
+        if record.type == WarcRecordType.metadata and "json" not in content_type:
+            return None
+        if record.type == WarcRecordType.resource and not url.lower().startswith(PAGE_SCHEMES):
             return None
         if record.fault:
             return Extracted("", {"value": record.message or record.length}, record.fault)
@@ -162,34 +192,51 @@ class WarcSource(FileSource):
             return Extracted("", {"value": rule}, "url_blocked")
         if record.type == WarcRecordType.conversion:
             meta["language_hint"] = record.headers.get("warc-identified-content-language")
-            return _text(record.data, "")
+            return _text(record.data, "", "")
         if record.type == WarcRecordType.metadata:
             text, more = wat_text(record.data)
             meta.update(more)
             return Extracted(text, {}, "" if text else "no_main_text")
+        if record.type == WarcRecordType.resource:
+            return self._content(record.data, {}, url, content_type, meta)
         return self._response(record.data, url, meta)
 
     def _response(self, block: bytes, url: str, meta: dict[str, Any]) -> Page | Extracted:
         status, headers, payload = split_http(block)
         content_type = headers.get("content-type", "")
-        kind = content_type.partition(";")[0].strip().lower()
-        meta.update(content_type=kind, http_status=status)
+        meta.update(content_type=_kind(content_type), http_status=status)
         if status not in self.statuses:
             return Extracted("", {"value": status}, "http_status")
+        return self._content(payload, headers, url, content_type, meta)
+
+    def _content(
+        self, payload: bytes, headers: Mapping[str, str], url: str, content_type: str, meta: dict[str, Any]
+    ) -> Page | Extracted:
+        kind = _kind(content_type)
+        meta["content_type"] = kind
         body = decode_payload(payload, headers, self.extract.max_page_bytes)
         if body.fault:
             return Extracted("", {"value": len(body.data)}, "page_too_large")
         if kind == "text/plain":
-            return _text(body.data, "text/plain")
+            return _text(body.data, "text/plain", content_type)
         if kind in HTML_TYPES or (not kind and b"<html" in body.data[:2000].lower()):
             return Page(body.data, url, content_type)
         return Extracted("", {"value": kind or "none"}, "content_type")
 
 
-def _text(data: bytes, extractor: str) -> Extracted:
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _text(data: bytes, extractor: str, content_type: str) -> Extracted:
+    """Plain text; servers that name a charset are believed where the bytes are no UTF-8."""
+    named, encoding = http_content_type_encoding(content_type), ""
     try:
         text, encoding = decode_text(data)
     except ValueError as error:
-        return Extracted("", {"value": str(error)}, "bad_encoding")
+        if not named:
+            return Extracted("", {"value": str(error)}, "bad_encoding")
+    if named and encoding not in UNICODE:
+        text, encoding = data.decode(named, "replace"), named
     meta = {"encoding": encoding, **({"extractor": extractor} if extractor else {})}
     return Extracted(text.strip(), meta, "" if text.strip() else "empty_text")

@@ -17,7 +17,13 @@ from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
 from data.sources import files
 
-WANTED = WarcRecordType.response | WarcRecordType.conversion | WarcRecordType.metadata | WarcRecordType.revisit
+WANTED = (
+    WarcRecordType.response
+    | WarcRecordType.resource
+    | WarcRecordType.conversion
+    | WarcRecordType.metadata
+    | WarcRecordType.revisit
+)
 GZIP_MAGIC = b"\x1f\x8b\x08"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 PLAIN_MAGIC = b"\r\n\r\nWARC/1."

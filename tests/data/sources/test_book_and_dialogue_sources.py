@@ -108,7 +108,8 @@ def test_epub_chapters_without_text_are_drops(tmp_path: Path) -> None:
 
 def test_epub_chapters_are_read_as_xml_in_utf_8(tmp_path: Path) -> None:
     named = '<?xml version="1.0" encoding="iso-8859-1"?>{}'
-    page = '<html xmlns="http://www.w3.org/1999/xhtml"><head><title/><script src="x"/></head><body><p>Größe</p></body></html>'
+    head = '<html xmlns="http://www.w3.org/1999/xhtml"><head><title/><script src="x"/></head>'
+    page = f"{head}<body><p>Größe</p></body></html>"
     epub(
         tmp_path / "x.epub",
         **{"OEBPS/one.xhtml": page, "OEBPS/two b.xhtml": named.format("<p>Übung<br>fort").encode("latin-1"),

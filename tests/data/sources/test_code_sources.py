@@ -134,6 +134,8 @@ def repository(tmp_path: Path) -> Path:
             }
         ),
         "latin.py": "# café\nv = 1\n".encode("latin-1"),
+        "bom.py": "\ufeffw = 4\n",
+        "lfs.json": "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
         "data.weird": "?",
     }
     for name, content in files.items():
@@ -159,6 +161,7 @@ def test_a_repository_gives_every_entry_once(repository: Path) -> None:
         "tool",
         "book.ipynb",
         "latin.py",
+        "bom.py",
     }
     assert reasons(drops) == {
         "generated": 1,
@@ -167,11 +170,13 @@ def test_a_repository_gives_every_entry_once(repository: Path) -> None:
         "binary": 1,
         "record_too_large": 1,
         "symlink": 2,
+        "lfs_pointer": 1,
         "unknown_language": 1,
     }
     assert len(documents) + len(drops) == len(git(repository, "ls-files").split())
     assert paths["pkg/a.py"].meta["licence"] == "MIT" and paths["pkg/gpl.py"].meta["licence"] == "GPL-3.0-only"
     assert paths["pkg/a.py"].text == "from pkg import b\n\nprint(b.x)\n" and paths["latin.py"].text.startswith("# café")
+    assert paths["bom.py"].text == "w = 4\n"
     assert paths["tool"].meta["programming_language"] == "Python"
     assert paths["book.ipynb"].text == "# Hi\n\n```python\n1+1\n```"
     assert paths["pkg/b.py"].id == "code:project:pkg/b.py"
@@ -200,13 +205,14 @@ def test_a_whole_repository_puts_what_is_imported_first(repository: Path) -> Non
     (document,) = documents
     names = document.meta["files"]
     assert names[0] == "README.md" and names.index("pkg/b.py") < names.index("pkg/a.py")
+    assert document.meta["licence"] == "GPL-3.0-only AND MIT" and document.meta["repository_licence"] == "MIT"
     assert "# file: pkg/b.py\nx = 1\n" in document.text and document.meta["records"] == len(names)
     parts, _ = read(
         GitSource(
             name="c", repositories=(str(repository),), layout="repository", languages=("Python",), max_document_bytes=60
         )
     )
-    assert len(parts) > 1 and sum(d.meta["records"] for d in parts) == 5
+    assert len(parts) > 1 and sum(d.meta["records"] for d in parts) == 6
     few = GitSource(
         name="c",
         repositories=(str(repository),),
@@ -215,7 +221,7 @@ def test_a_whole_repository_puts_what_is_imported_first(repository: Path) -> Non
         max_repository_bytes=60,
     )
     parts, drops = read(few)
-    assert sum(d.meta["records"] for d in parts) + reasons(drops)["beyond_max_repository_bytes"] == 5
+    assert sum(d.meta["records"] for d in parts) + reasons(drops)["beyond_max_repository_bytes"] == 6
     assert sum(len(d.text) for d in parts) < 200 and parts
 
 
@@ -275,7 +281,7 @@ def test_a_missing_object_is_not_fetched_by_what_a_hostile_repository_names(repo
     for name, value in settings.items():
         git(repository, "config", name, value)
     documents, drops = read(GitSource(name="c", repositories=(str(repository),), languages=("Python",)))
-    assert not mark.exists() and len(documents) == 4
+    assert not mark.exists() and len(documents) == 5
     assert [d.document.meta["path"] for d in drops if d.drop.reason == "corrupt_record"] == ["pkg/b.py"]
 
 

@@ -18,10 +18,10 @@ from data.document import Document
 from data.sources import remote
 from data.sources.array_records import ArrayRecordSource, TfdsSource
 from data.sources.csv_files import CsvSource
+from data.sources.extract_methods import decode_page
 from data.sources.files import list_files
 from data.sources.hf_datasets import HfDatasetSource
 from data.sources.jsonl import JsonlSource
-from data.sources.extract_methods import decode_page
 from data.sources.limits import ReadLimits
 from data.sources.mediawiki import MediaWikiSource, wikitext_to_text
 from data.sources.parquet import ParquetSource
@@ -206,6 +206,19 @@ def test_parquet_rows_in_order_over_shards_and_a_cut_file(tmp_path: Path) -> Non
     assert reasons(read(ParquetSource(name="p", paths=(str(path),)))[1]) == {"corrupt_file": 1}
 
 
+def test_parquet_fields_inside_of_structs(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"page": {"text": "one", "url": "u"}, "a.b": 1}, {"page": None, "a.b": 2}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    fields = ("page.url", "a.b")
+    source = ParquetSource(name="p", paths=(str(tmp_path),), text_field="page.text", meta_fields=fields)
+    (document,), drops = read(source)
+    assert document.text == "one" and [document.meta[field] for field in fields] == ["u", 1]
+    assert reasons(drops) == {"text_is_not_a_string": 1}
+
+
 def test_parquet_pages_that_would_take_the_memory_are_not_decompressed(tmp_path: Path) -> None:
     """One row group with a value that is too large, one that is a bomb, and one that is read."""
     import pyarrow as pa
@@ -239,6 +252,14 @@ def test_csv_quotes_line_ends_and_wrong_rows(tmp_path: Path) -> None:
     path.write_bytes(b"text,n\n" + b"y" * 9000 + b",1\n" + b"x" * 4000 + b",2\n")
     (document,), drops = read(CsvSource(name="c", paths=(str(path),), limits=ReadLimits(max_record_bytes=5000)))
     assert document.text == "x" * 4000 and document.meta["row"] == 2 and reasons(drops) == {"record_too_large": 1}
+
+
+def test_settings_and_names_that_look_like_others(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="delimiter is 'tab': expected one character"):
+        CsvSource(name="c", paths=("x.csv",), delimiter="tab")
+    (tmp_path / "Title [1999].txt").write_text("Text.")  # no glob, where there is such a file
+    (document,), _ = read(TextFolder(name="t", paths=(str(tmp_path / "Title [1999].txt"),)))
+    assert document.text == "Text."
 
 
 def test_text_encodings_are_found_and_named(tmp_path: Path) -> None:

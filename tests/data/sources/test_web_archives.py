@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import time
+import zlib
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
@@ -50,6 +51,49 @@ def response(url: str, body: bytes, *headers: str, status: str = "200 OK", kind:
 def warc(tmp_path: Path, *records: bytes, name: str = "x.warc.gz") -> str:
     (tmp_path / name).write_bytes(b"".join(gzip.compress(record) for record in records))
     return str(tmp_path / name)
+
+
+def test_records_of_a_file_that_is_compressed_as_one_have_their_own_ids(tmp_path: Path) -> None:
+    pages = [response(f"https://a.example/{i}", HTML.encode()) for i in range(5)]
+    (tmp_path / "x.warc.gz").write_bytes(gzip.compress(b"".join(pages)))
+    documents, drops = read(WarcSource(name="w", paths=(str(tmp_path),), extract=FAST))
+    assert len({d.id for d in documents}) == 5 and not drops
+    assert [d.meta["url"][-1] for d in documents] == list("01234")
+
+
+def test_resources_are_pages_too(tmp_path: Path) -> None:
+    records = []
+    for url, kind, body in (
+        ("https://a.example/page", "text/html; charset=utf-8", HTML),
+        ("file:///notes.txt", "text/plain", "Notes."),
+        ("https://a.example/x.png", "image/png", "PNG"),
+        ("metadata://gnu.org/software/wget/warc/wget.log", "text/plain", "a log"),
+    ):
+        record = WarcRecord()
+        record.init_headers(WarcRecordType.resource)
+        record.headers["WARC-Target-URI"], record.headers["Content-Type"] = url, kind
+        record.set_bytes_content(body.encode())
+        stream = io.BytesIO()
+        record.write(stream)
+        records.append(stream.getvalue())
+    documents, drops = read(WarcSource(name="w", paths=(warc(tmp_path, *records),), extract=FAST))
+    assert documents[0].text.startswith("Rivers") and documents[1].text == "Notes." and len(documents) == 2
+    assert documents[0].meta["content_type"] == "text/html" and reasons(drops) == {"content_type": 1}
+
+
+def test_deflated_pages_and_the_charset_of_plain_text(tmp_path: Path) -> None:
+    bare = zlib.compress(HTML.encode())[2:-4]
+    records = (
+        response("https://a.example/1", zlib.compress(HTML.encode()), "Content-Encoding: deflate"),
+        response("https://a.example/2", bare, "Content-Encoding: deflate"),
+        response("https://a.example/3", HTML.encode(), "Content-Encoding: deflate"),  # decoded by the crawler
+        response("https://a.example/4", zlib.compress(bytes(1 << 24)), "Content-Encoding: deflate"),
+        response("https://a.example/5", "Ça – é".encode("mac-roman"), kind="text/plain; charset=macintosh"),
+        response("https://a.example/6", "Ça – é".encode(), kind="text/plain; charset=iso-8859-1"),
+    )
+    documents, drops = read(WarcSource(name="w", paths=(warc(tmp_path, *records),), extract=FAST))
+    assert len({d.text for d in documents[:3]}) == 1 and documents[0].text.startswith("Rivers")
+    assert [d.text for d in documents[3:]] == ["Ça – é", "Ça – é"] and reasons(drops) == {"page_too_large": 1}
 
 
 @pytest.mark.real_data
