@@ -6,6 +6,7 @@ are bounded, so recursive inputs and macros end.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,13 @@ VERBATIM = ("verbatim", "verbatim*", "Verbatim", "lstlisting", "minted", "alltt"
 VERBATIM_BLOCK = re.compile(r"\\begin\{(" + "|".join(map(re.escape, VERBATIM)) + r")\}.*?(?:\\end\{\1\}|\Z)", re.S)
 COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%[^\n]*(?:\n[ \t]*)?")  # TeX drops the line end and the next indent too
 COMMENT_BLOCK = re.compile(r"\\begin\{comment\}.*?(?:\\end\{comment\}|\Z)", re.S)
-INPUT = re.compile(r"\\(?:input|include|subfile)\s*\{\s*([^{}]{1,300}?)\s*\}|\\input\s+([^\s\\{}]{1,300})")
+INPUT = re.compile(
+    r"\\(?:input|include|subfile|subfileinclude)\s*\{\s*([^{}]{1,300}?)\s*\}|\\input\s+([^\s\\{}]{1,300})"
+    r"|\\(?:sub)?(?:import|inputfrom|includefrom)\*?\s*\{\s*([^{}]{0,300}?)\s*\}\s*\{\s*([^{}]{1,300}?)\s*\}"
+)
+BODY = re.compile(r"\\begin\{document\}(.*?)(?:\\end\{document\}|\Z)", re.S)
+FALSE = re.compile(r"\\iffalse(?![A-Za-z@])")
+BRANCH = re.compile(r"\\(?:(if(?!f\b|thenelse|toggle)[A-Za-z@]*)|(else)|fi)(?![A-Za-z@])")
 
 
 def strip_comments(text: str) -> str:
@@ -40,7 +47,24 @@ def _strip_outside(text: str) -> str:
         before_empty_line = whole[end : end + 1] == "\n" and not whole_line  # which ends the paragraph
         return match.group(1) + ("\n" if before_empty_line else "")
 
-    return COMMENT_BLOCK.sub("", COMMENT.sub(without, text))
+    return _without_false(COMMENT_BLOCK.sub("", COMMENT.sub(without, text)))
+
+
+def _without_false(text: str) -> str:
+    """Text without what stands between \\iffalse and its \\else or \\fi, which is how whole parts are commented out."""
+    parts, last = [], 0
+    while (found := FALSE.search(text, last)) is not None:
+        depth, end = 0, found.end()
+        for branch in BRANCH.finditer(text, found.end()):
+            if depth == 0 and not branch.group(1):
+                end = branch.end()
+                break
+            depth += 1 if branch.group(1) else 0 if branch.group(2) else -1
+        else:
+            break  # it never ends, and looking from each of the next ones could take hours
+        parts.append(text[last : found.start()])
+        last = end
+    return "".join([*parts, text[last:]])
 
 
 def find_main(files: Mapping[str, str]) -> str:
@@ -88,12 +112,14 @@ class _Inputs:
         return INPUT.sub(lambda match: self._replace(match, path, open_files), text)
 
     def _replace(self, match: re.Match[str], path: str, open_files: tuple[str, ...]) -> str:
-        name = (match.group(1) or match.group(2)).strip()
+        name = (match.group(1) or match.group(2) or posixpath.join(match.group(3) or "", match.group(4))).strip()
         target = _find(self.files, name, PurePosixPath(path).parent, PurePosixPath(self.main).parent)
         if target is None or target in open_files or len(open_files) > MAX_INPUT_DEPTH or self.budget < 0:
             self.missing.append(name)
             return ""
         inner = self.resolve(target, (*open_files, target))
+        if (body := BODY.search(inner)) is not None:
+            inner = body.group(1)  # a subfile is a whole document, whose end is not that of the paper
         return inner if inner.endswith("\n\n") else inner.rstrip() + " "
 
 
@@ -101,7 +127,7 @@ def _find(files: Mapping[str, str], name: str, *folders: PurePosixPath) -> str |
     name = name.strip('"').removeprefix("./")
     for folder in folders:
         for candidate in (name, f"{name}.tex"):
-            path = (folder / candidate).as_posix()
+            path = posixpath.normpath((folder / candidate).as_posix())
             if path in files:
                 return path
     return None

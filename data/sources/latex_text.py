@@ -18,22 +18,24 @@ HEADINGS = {
     "subparagraph": 6,
 }
 MATH = {"equation", "align", "eqnarray", "gather", "multline", "displaymath", "math", "flalign", "alignat", "dmath",
-        "subequations", "eqnarray*", "split"}  # fmt: skip
+        "IEEEeqnarray", "xalignat", "empheq", "darray", "subequations", "eqnarray*", "split"}  # fmt: skip
+MATH_WITH_ARGUMENT = {"alignat", "xalignat", "IEEEeqnarray", "empheq", "darray"}  # of columns or the like
 LEFT_OUT = {"thebibliography", "references", "filecontents", "tikzpicture", "pspicture", "CCSXML", "acks*"}
 FLOATS = {"figure", "table", "wrapfigure", "sidewaysfigure", "sidewaystable", "longtable", "SCfigure", "deluxetable",
           "plate", "wraptable"}  # fmt: skip
 TABLES = {"tabular", "tabularx", "tabulary", "array", "longtable", "tabu", "deluxetable"}
 DROPPED = {  # command -> arguments that go with it
-    "label": 1, "cite": 1, "citep": 1, "citealt": 1, "citealp": 1, "citeyear": 1,
-    "citepalias": 1, "parencite": 1, "autocite": 1, "nocite": 1, "includegraphics": 1,
+    "label": 1, "includegraphics": 1,
     "vspace": 1, "hspace": 1, "bibliographystyle": 1, "bibliography": 1, "pagestyle": 1, "thispagestyle": 1,
     "setlength": 2, "addtolength": 2, "setcounter": 2, "addtocounter": 2, "color": 1, "textcolor": 1, "colorbox": 1,
     "fontsize": 2, "selectfont": 0, "input": 1, "include": 1, "graphicspath": 1, "epsfig": 1, "plotone": 1,
-    "plottwo": 2,
-    "altaffilmark": 1, "altaffiltext": 2, "affil": 1, "thanks": 1, "email": 1, "affiliation": 1, "hypersetup": 1,
-    "usepackage": 1, "newcounter": 1, "newtheorem": 2, "theoremstyle": 1, "resizebox": 2, "scalebox": 1, "rule": 2,
+    "plottwo": 2, "altaffilmark": 1, "altaffiltext": 2, "affil": 1, "thanks": 1, "email": 1, "affiliation": 1,
+    "hypersetup": 1, "usepackage": 1, "newcounter": 1, "newtheorem": 2, "theoremstyle": 1, "resizebox": 2, "scalebox": 1, "rule": 2,
     "cline": 1, "cmidrule": 1, "multirow": 2, "pageref": 1, "defcitealias": 2, "tablewidth": 1, "tabletypesize": 1,
     "raisebox": 1, "parbox": 1, "vskip": 0, "hskip": 0, "index": 1, "phantom": 1, "addcontentsline": 3, "markboth": 2,
+    "multicolumn": 2, "address": 1, "institute": 1, "curraddr": 1, "ead": 1, "orcid": 1, "preprint": 1, "subjclass": 1,
+    "titlerunning": 1, "authorrunning": 1, "captionsetup": 1, "lstinputlisting": 1, "inputminted": 2, "includepdf": 1,
+    "includestandalone": 1, "ccsdesc": 1, "linespread": 1, "hyphenation": 1,
 }  # fmt: skip
 SYMBOLS = {"ldots": "…", "dots": "…", "LaTeX": "LaTeX", "TeX": "TeX", "ss": "ß", "ae": "æ", "AE": "Æ", "oe": "œ",
            "OE": "Œ",
@@ -46,16 +48,15 @@ ACCENTS = {"'": "\u0301", "`": "\u0300", '"': "\u0308", "^": "\u0302", "~": "\u0
            "u": "\u0306", "v": "\u030c", "H": "\u030b", "c": "\u0327", "k": "\u0328", "r": "\u030a", "d": "\u0323",
            "b": "\u0331"}  # fmt: skip
 TOKEN = re.compile(r"\\([A-Za-z@]+)\*?|\\(.)|(\$\$?)|([{}~&])|(``|''|---|--)|(\n[ \t]*\n\s*)", re.S)
+CITATION = re.compile(r"[A-Za-z]{0,20}[cC]ite(?!style)[A-Za-z]{0,20}")
 OPENING = re.compile(r"\s*\{")
 DOLLARS = {"$": re.compile(r"(?<!\\)\$"), "$$": re.compile(r"(?<!\\)\$\$")}
 ENSURE_MATH = re.compile(r"\\ensuremath\s*(?=\{)")
 EMPTY_LINES, SPACE_BEFORE_MARK = re.compile(r"\n\s*\n"), re.compile(r" +([.,;:])")
 PLAIN = {"``": "“", "''": "”", "---": "—", "--": "–", "~": " ", "&": " | ", "{": "", "}": ""}
 ALGORITHM = {"STATE", "IF", "ELSE", "ELSIF", "ENDIF", "FOR", "FORALL", "ENDFOR", "WHILE", "ENDWHILE", "REQUIRE",
-             "ENSURE",
-             "RETURN", "State", "If", "Else", "ElsIf", "EndIf", "For", "EndFor", "While", "EndWhile", "Require",
-             "Ensure",
-             "Return", "REPEAT", "UNTIL", "Repeat", "Until"}  # fmt: skip
+             "ENSURE", "RETURN", "State", "If", "Else", "ElsIf", "EndIf", "For", "EndFor", "While", "EndWhile",
+             "Require", "Ensure", "Return", "REPEAT", "UNTIL", "Repeat", "Until"}  # fmt: skip
 
 
 def latex_to_text(text: str) -> str:
@@ -188,11 +189,13 @@ def _command(text: str, word: str, position: int, depth: int) -> tuple[str, int]
     if word in ("ref", "eqref", "autoref", "cref", "Cref"):
         key, position = read_argument(text, position)
         return key.strip().rpartition(":")[2], position  # numbers exist only after typesetting: the label's name stands
-    if word in ("citet", "textcite", "citetalias", "citeauthor"):  # part of the sentence, so a name must stay
+    if word.lower() in ("citet", "textcite", "citetalias", "citeauthor"):  # part of the sentence, so a name must stay
         for _ in range(2):
             _, position = read_optional(text, position)
         key, position = read_argument(text, position)
         return f"[{key.strip()}]", position
+    if CITATION.fullmatch(word):  # every package has its own: supercite, onlinecite, citeyearpar, parencites
+        return "", _after_citation(text, position, several=word.endswith("s"))
     if word == "ensuremath":
         inner, position = read_argument(text, position)
         return f"${' '.join(_plain_math(inner).split())}$", position
@@ -224,6 +227,18 @@ def _command(text: str, word: str, position: int, depth: int) -> tuple[str, int]
     return "", _after_word(text, position)  # unknown: its braced argument, if any, follows as text
 
 
+def _after_citation(text: str, position: int, *, several: bool) -> int:
+    """Where the text goes on behind the notes and keys of a citation, or of several in one command."""
+    while True:
+        _, end = read_optional(text, position)
+        _, end = read_optional(text, end)
+        if not OPENING.match(text, end):
+            return position
+        _, position = read_argument(text, end)
+        if not several:
+            return position
+
+
 def _after_word(text: str, position: int) -> int:
     return position + 1 if text[position : position + 1] == " " else position
 
@@ -246,6 +261,9 @@ def _environment(text: str, position: int, depth: int) -> tuple[str, int]:
         code = re.sub(r"^\{[^}\n]*\}", "", inner[start:]).strip("\n").rstrip()
         return _block(f"```\n{code}\n```"), position
     if base in MATH:
+        if base in MATH_WITH_ARGUMENT:
+            _, start = read_optional(inner, 0)
+            inner = inner[read_argument(inner, start)[1] :]
         formula = _plain_math(re.sub(r"\\label\s*\{[^{}]*\}|\\nonumber", "", inner))
         formula = "\n".join(line.strip() for line in formula.strip().split("\n") if line.strip())
         return _block(f"$$\n{formula}\n$$"), position

@@ -76,6 +76,31 @@ def test_inputs_comments_macros_and_what_never_ends() -> None:
     assert time.monotonic() - start < 10
 
 
+def test_parts_of_a_paper_in_folders_and_parts_that_are_switched_off() -> None:
+    files = {
+        "main.tex": "\\documentclass{article}\\begin{document}\n\\import{parts/}{a}\n\n\\subimport*{parts/}{c}\n\n"
+        "\\iffalse Old. \\ifdraft x\\else y\\fi More.\\else New.\\fi\n\n"
+        "$a \\iff b$\n\n\\subfile{parts/d}\n\nLast.\\end{document}",
+        "parts/a.tex": "One. \\input{b}",
+        "parts/b.tex": "Two.",
+        "parts/c.tex": "Three. \\input{../shared/e}",
+        "shared/e.tex": "Shared.",
+        "parts/d.tex": "\\documentclass[../main]{subfiles}\\begin{document}Four.\\end{document}",
+    }
+    text, meta = paper_text(files)
+    assert text == "One. Two.\n\nThree. Shared.\n\nNew.\n\n$a \\iff b$\n\nFour.\n\nLast." and not meta["missing_inputs"]
+    start = time.monotonic()
+    assert len(strip_comments("\\iffalse " * 200_000)) == 9 * 200_000 and time.monotonic() - start < 10
+
+
+def test_citations_of_every_package_and_formulas_in_columns() -> None:
+    cited = r"It \onlinecite{a} is \supercite[see][p.~3]{b} \citeyearpar{c} \parencites[1]{d}{e} so \Citet{f}{\bf too}."
+    assert latex_to_text(cited) == "It is so [f]too."
+    block = r"\begin{IEEEeqnarray}{rCl} a &=& b \end{IEEEeqnarray}"
+    assert latex_to_text(block) == "$$\na &=& b\n$$"
+    assert latex_to_text(r"\begin{tabular}{ll} \multicolumn{2}{c}{All} \\ a & b \end{tabular}") == "All\na | b"
+
+
 def test_a_paper_is_freed_when_the_next_is_read() -> None:
     """Papers are long and make few objects, so what waits for Python's collector of cycles waits a hundred papers."""
     files = {"m.tex": "\\documentclass{a}\\begin{document}\\input{a}\\input{m}\\x", "a.tex": "\\def\\x{y}words"}
