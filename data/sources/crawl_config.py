@@ -61,5 +61,9 @@ class CrawlConfig:
                 raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from error
         if min(self.max_pages, self.max_bytes, self.max_page_bytes, self.concurrency_per_host) <= 0:
             raise ValueError("max_pages, max_bytes, max_page_bytes and concurrency_per_host must be positive")
+        if min(self.max_depth, self.retries, self.delay_seconds) < 0 or self.timeout_seconds <= 0:
+            raise ValueError(
+                "max_depth, retries and delay_seconds must not be negative, and timeout_seconds be positive"
+            )
         if self.shares < 1 or self.round_seconds <= 0:
             raise ValueError(f"shares={self.shares}, round_seconds={self.round_seconds}: both must be positive")

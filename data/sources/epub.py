@@ -20,6 +20,7 @@ from data.sources.base import FileSource
 from data.sources.extract_methods import decode_page
 from data.sources.html_text import element_to_text, html_to_text, tidy
 from data.sources.limits import BombError, CorruptError, ReadLimits
+from data.sources.stated import language_code
 from data.sources.xml_records import child, children, local_name, parse_xml, text_of
 
 CHAPTER_TYPES = ("application/xhtml+xml", "text/html", "application/xml", "text/xml")
@@ -151,7 +152,7 @@ class EpubSource(FileSource):
         *FileSource.code_modules,
         *(
             f"data.sources.{name}"
-            for name in ("epub", "archives", "charset", "extract_methods", "html_text", "xml_records")
+            for name in ("epub", "archives", "charset", "extract_methods", "html_text", "stated", "xml_records")
         ),
     )
     libraries: ClassVar[tuple[str, ...]] = ("lxml", "w3lib", "charset-normalizer")
@@ -176,7 +177,7 @@ class EpubSource(FileSource):
         meta = {
             "title": values.get("title", [None])[0],
             "authors": values.get("creator"),
-            "language": values.get("language", [None])[0],
+            "language": language_code(values.get("language", [None])[0]),
             "licence": values.get("rights", [None])[0],
             "date": values.get("date", [None])[0],
             "publisher": values.get("publisher", [None])[0],

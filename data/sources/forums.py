@@ -21,6 +21,7 @@ from data.sources.dialogue import MAX_TURNS, Turn, check_form, form_meta, turns_
 from data.sources.grouping import Groups, HeldFault
 from data.sources.html_text import html_to_text
 from data.sources.jsonl import as_list
+from data.sources.stated import iso_date
 from data.sources.text_files import decode_text
 
 QUOTED = re.compile(r"^(?:>.*|On .{5,200} wrote:|-----\s*Original Message\s*-----.*)$")
@@ -34,11 +35,15 @@ FROM_LINE = re.compile(rb"^From \S.*\d\d:\d\d")  # mbox: a message begins; text 
 
 @dataclass(frozen=True, kw_only=True)
 class DiscourseSource(FileSource):
-    """Topics of a Discourse forum, one JSON file each. form: "text" or "messages"."""
+    """Topics of a Discourse forum, one JSON file each. form: "text" or "messages".
+
+    /t/ID.json holds the first 20 posts, /t/ID.json?print=true a thousand; meta["posts_elsewhere"] counts the others.
+    """
 
     form: str = "text"
 
     suffixes: ClassVar[tuple[str, ...]] = (".json",)
+    version: ClassVar[int] = 3
     files_per_shard: ClassVar[int] = 64
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
@@ -84,6 +89,7 @@ class DiscourseSource(FileSource):
             tags=[str(tag.get("name") if isinstance(tag, dict) else tag) for tag in as_list(topic.get("tags"))],
             topic=topic.get("id"),
             records=len(turns),
+            posts_elsewhere=max(len(as_list(topic["post_stream"].get("stream"))) - len(posts), 0) or None,
             group=f"discourse:{topic.get('id') or shard['key']}",
             **form_meta(turns, title, self.form),
         )
@@ -121,7 +127,10 @@ class MboxSource(FileSource):
     version: ClassVar[int] = 4
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
-        *(f"data.sources.{name}" for name in ("forums", "dialogue", "grouping", "html_text", "text_files", "charset")),
+        *(
+            f"data.sources.{name}"
+            for name in ("forums", "dialogue", "grouping", "html_text", "text_files", "charset", "stated")
+        ),
     )
     libraries: ClassVar[tuple[str, ...]] = ("lxml", "charset-normalizer")
 
@@ -200,7 +209,7 @@ class MboxSource(FileSource):
             "references": list(dict.fromkeys(references)),
             "title": " ".join(REPLY_PREFIX.sub("", headers["Subject"]).split()),
             "author": author,
-            "date": headers["Date"],
+            "date": iso_date(headers["Date"]),
             "text": body,
             "offset": offset,
         }

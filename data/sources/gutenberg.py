@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from data.document import Document, Dropped
 from data.sources.base import FileSource
+from data.sources.stated import iso_date
 from data.sources.text_files import decode_text
 
 MARK = r"(?:THIS|THE) PROJECT GUTENBERG E-?(?:BOOK|TEXT)"
@@ -59,7 +60,7 @@ def split_book(text: str) -> tuple[str, dict[str, Any]]:
     meta["language"] = LANGUAGES.get(language.split(",")[0].strip().lower(), language or None)
     posted = meta.pop("posting_date", None)
     date = re.sub(r"\s*\[.*", "", meta.pop("release_date", posted) or "")  # [eBook #11], and when it was updated
-    meta["date"] = date or None
+    meta["date"] = iso_date(date) or None
     number = NUMBER.search(header)
     meta["gutenberg_id"] = int(number.group(1)) if number else None
     meta["licence"] = "Copyrighted-Gutenberg" if COPYRIGHTED.search(header) else "Public-Domain-US"
@@ -102,6 +103,7 @@ class GutenbergSource(FileSource):
         "data.sources.gutenberg",
         "data.sources.text_files",
         "data.sources.charset",
+        "data.sources.stated",
     )
     libraries: ClassVar[tuple[str, ...]] = ("charset-normalizer",)
 

@@ -15,7 +15,8 @@ from lxml import etree
 from data.document import Document, Dropped
 from data.sources.archives import is_tar, tar_members
 from data.sources.base import FileSource
-from data.sources.xml_records import child, local_name, parse_xml, text_of
+from data.sources.stated import language_code
+from data.sources.xml_records import child, cut_records, local_name, parse_xml, text_of
 
 SKIPPED = {"ref-list", "xref", "graphic", "inline-graphic", "media", "label", "object-id", "supplementary-material",
            "fn-group", "permissions", "tex-math", "alternatives", "processing-meta", "journal-meta"}  # fmt: skip
@@ -29,6 +30,8 @@ LICENCES = (
 EMPTY_BRACKETS = re.compile(r"[\[(][\s,;–-]*[\])]")  # what is left of a bracket full of citations
 SPACE_BEFORE_MARK, SPACED_MARKS = re.compile(r" +([.,;:)])"), (" .", " ,", " ;", " :", " )")
 MAX_DEPTH = 100
+HEAD_BYTES = 4096
+SEVERAL = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*(?:<[?!][^>]*>\s*)*<(?:pmc-articleset|articles|OAI-PMH)[\s>]")
 
 
 def licence_of(article: etree._Element) -> str | None:
@@ -175,7 +178,8 @@ def article_text(article: etree._Element) -> tuple[str, dict[str, Any]]:
         e.get("pub-id-type"): text_of(e) for e in (front if front is not None else ()) if local_name(e) == "article-id"
     }
     dates = [e for e in (front if front is not None else ()) if local_name(e) == "pub-date"]
-    date = min((_date(element) for element in dates), default="")
+    stated = filter(None, map(_date, dates))
+    date = min(stated, key=lambda date: (-date.count("-"), date), default="")  # a whole one before a year alone
     meta = {
         "title": title,
         "pmid": ids.get("pmid"),
@@ -185,21 +189,22 @@ def article_text(article: etree._Element) -> tuple[str, dict[str, Any]]:
         "date": date,
         "licence": licence_of(article),
         "article_type": article.get("article-type"),
-        "language": article.get("{http://www.w3.org/XML/1998/namespace}lang"),
+        "language": language_code(article.get("{http://www.w3.org/XML/1998/namespace}lang")),
     }
     return "\n\n".join(part for part in parts if part.strip()), meta
 
 
 @dataclass(frozen=True, kw_only=True)
 class JatsSource(FileSource):
-    """JATS articles: folders of .nxml and .xml files, and the tars in which PubMed Central packs them."""
+    """JATS articles: folders of .nxml and .xml files, files of many as PubMed Central's and Europe PMC's services
+    send them, and the tars in which PubMed Central packs them."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".nxml", ".xml", ".tar", ".tgz")
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     files_per_shard: ClassVar[int] = 32
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
-        *(f"data.sources.{name}" for name in ("jats", "archives", "xml_records")),
+        *(f"data.sources.{name}" for name in ("jats", "archives", "stated", "xml_records")),
     )
     libraries: ClassVar[tuple[str, ...]] = ("lxml",)
 
@@ -207,6 +212,13 @@ class JatsSource(FileSource):
         """One document an article."""
         if is_tar(stream.peek(512)[:512]):
             yield from self._archive(stream, shard)
+            return
+        if SEVERAL.search(stream.peek(HEAD_BYTES)[:HEAD_BYTES]):
+            for offset, data in cut_records(stream, "article", self.limits):
+                if isinstance(data, int):
+                    yield self.too_large(shard, offset, data)
+                else:
+                    yield self._article(shard, str(offset), data)
             return
         yield self._article(shard, None, self.read_file(stream))
 

@@ -21,6 +21,8 @@ DROPPED_TAGS = {"ref", "references", "gallery", "timeline", "imagemap", "table",
 KEPT_VERBATIM = {"math", "chem", "ce"}
 NAMESPACE_LINK = re.compile(r"^[^\[\]|]{1,40}?:\S")  # [[File:x]], [[Kategorio:x]]: a namespace or an interwiki prefix
 REDIRECT = re.compile(r"^\s*#[^\W\d_]+:?\s*\[\[", re.UNICODE)  # #REDIRECT [[x]] in any language
+SWITCH = re.compile(r"__[^\W\d_]{3,40}__")  # __NOTOC__
+SPACED_STOP = re.compile(r"(?<=\w) \.(?=\s|$)")
 LIST_MARKS, LIST_MARK = "*#:;", re.compile(r"^[*#:;]+\s*")
 MAX_WIKITEXT = 2_500_000  # characters; MediaWiki itself stops at 2 MiB a page
 MAX_DEPTH = 40  # nested nodes rendered
@@ -39,7 +41,8 @@ def wikitext_to_text(wikitext: str) -> str:
     text = "\n".join(lines)
     if "  " in text or "\t" in text:
         text = re.sub(r"[ \t]{2,}", " ", text)
-    text = text.replace("()", "").replace(" ,", ",")
+    text = SWITCH.sub("", text.replace("()", "").replace(" ,", ","))
+    text = SPACED_STOP.sub(".", text)  # where a template stood
     text = re.sub(r"\x00(#+) ", r"\1 ", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
@@ -97,6 +100,7 @@ class MediaWikiSource(FileSource):
     namespaces: tuple[int, ...] = (0,)
 
     suffixes: ClassVar[tuple[str, ...]] = (".xml",)
+    version: ClassVar[int] = 3
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         "data.sources.mediawiki",

@@ -14,6 +14,7 @@ from lxml import etree
 from data.document import Document, Dropped
 from data.sources.base import FileSource
 from data.sources.jats import inline
+from data.sources.stated import language_code
 from data.sources.xml_records import child, children, cut_records, local_name, parse_xml, text_of
 
 MONTHS = {name: f"{number:02d}" for number, name in enumerate(
@@ -22,6 +23,10 @@ MONTHS = {name: f"{number:02d}" for number, name in enumerate(
 
 def _folded(element: etree._Element | None) -> str:
     return " ".join(inline(element).split()).replace("_ ", "_") if element is not None else ""
+
+
+def _padded(number: str) -> str:
+    return number.zfill(2) if number else ""
 
 
 def record_text(record: etree._Element) -> tuple[str, dict[str, Any]]:
@@ -38,7 +43,12 @@ def record_text(record: etree._Element) -> tuple[str, dict[str, Any]]:
     month = text_of(child(published, "Month"))
     date = "-".join(
         filter(
-            None, (text_of(child(published, "Year")), MONTHS.get(month[:3], month), text_of(child(published, "Day")))
+            None,
+            (
+                text_of(child(published, "Year")),
+                MONTHS.get(month[:3], _padded(month)),
+                _padded(text_of(child(published, "Day"))),
+            ),
         )
     ) or text_of(child(published, "MedlineDate"))
     meta = {
@@ -47,7 +57,7 @@ def record_text(record: etree._Element) -> tuple[str, dict[str, Any]]:
         "doi": next((text_of(e) for e in article if e.get("EIdType") == "doi"), None) if article is not None else None,
         "journal": text_of(child(article, "Journal", "Title")),
         "date": date,
-        "language": text_of(child(article, "Language")),
+        "language": language_code(text_of(child(article, "Language"))),
         "mesh": [text_of(child(heading, "DescriptorName")) for heading in children(citation, "MeshHeadingList")],
     }
     return (f"# {title}\n\n" if title else "") + "\n\n".join(parts) if parts else "", meta
@@ -58,10 +68,12 @@ class PubmedSource(FileSource):
     """Records of PubMed XML files, streamed; records without an abstract are counted drops."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".xml",)
+    version: ClassVar[int] = 3
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         "data.sources.pubmed",
         "data.sources.jats",
+        "data.sources.stated",
         "data.sources.xml_records",
     )
     libraries: ClassVar[tuple[str, ...]] = ("lxml",)

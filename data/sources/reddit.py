@@ -20,6 +20,7 @@ from data.sources.dialogue import MAX_TURNS, Turn, best_path, check_form, form_m
 from data.sources.grouping import Groups
 from data.sources.jsonl import parse_object
 from data.sources.limits import BombError, CorruptError, FetchError
+from data.sources.stated import iso_date
 
 DELETED = {"[deleted]", "[removed]", "[deleted by user]", "[removed by reddit]", "[ removed by reddit ]"}
 BOT_NAME = re.compile(r"^(automoderator|.*[-_]?bot|.*_bot_.*|remindmebot|sneakpeekbot|wikitextbot|tweetposter)$", re.I)
@@ -44,10 +45,11 @@ class RedditSource(FileSource):
     over_18: bool = False
     min_turns: int = 1
 
+    version: ClassVar[int] = 3
     suffixes: ClassVar[tuple[str, ...]] = ("", ".ndjson", ".jsonl", ".json")
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
-        *(f"data.sources.{name}" for name in ("reddit", "dialogue", "grouping", "jsonl")),
+        *(f"data.sources.{name}" for name in ("reddit", "dialogue", "grouping", "jsonl", "stated")),
     )
 
     def __post_init__(self) -> None:
@@ -160,7 +162,7 @@ class RedditSource(FileSource):
             title=root["title"],
             subreddit=root["subreddit"],
             url=f"https://www.reddit.com/comments/{thread.removeprefix('t3_')}",
-            date=root["created"],
+            date=iso_date(root["created"]) if root["created"] else None,
             score=root["score"],
             records=len(posts),
             group=f"reddit:{thread}",

@@ -20,9 +20,11 @@ from data.sources.grouping import Groups, HeldFault
 from data.sources.json_array import array_items
 from data.sources.jsonl import as_dict, as_list
 from data.sources.limits import BombError, CorruptError, TooLargeError
+from data.sources.stated import iso_date
 
 ARCHIVE_HEAD = re.compile(rb"\s*window\.YTD\.[A-Za-z0-9_.]{1,80}\s*=\s*")
 LINK = re.compile(r"https://t\.co/\w+")
+RETWEET = re.compile(r"RT @\w{1,20}: ")  # in an account's archive only the text tells, and it is cut short
 LEADING_NAMES = re.compile(r"^(?:@\w{1,20}\s+)+")
 
 
@@ -107,10 +109,10 @@ class TwitterSource(FileSource):
     min_turns: int = 1
 
     suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl", ".ndjson", ".js")
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
-        *(f"data.sources.{name}" for name in ("twitter", "dialogue", "grouping", "json_array", "jsonl")),
+        *(f"data.sources.{name}" for name in ("twitter", "dialogue", "grouping", "json_array", "jsonl", "stated")),
     )
 
     def __post_init__(self) -> None:
@@ -192,6 +194,8 @@ class TwitterSource(FileSource):
                 yield self.drop(shard, place, "not_a_post")
             elif found["retweets"]:
                 yield self.drop(shard, place, "retweet", value=found["retweets"])
+            elif RETWEET.match(found["text"]):
+                yield self.drop(shard, place, "retweet", value=found["text"].split(":")[0])
             elif found["conversation"]:
                 groups.put(f"c{found['conversation']}", found)
             else:
@@ -237,7 +241,7 @@ class TwitterSource(FileSource):
             shard,
             name,
             text,
-            date=root["date"],
+            date=iso_date(root["date"]),
             language=root["language"],
             author=root["author"],
             url=f"https://twitter.com/i/status/{root['id']}",

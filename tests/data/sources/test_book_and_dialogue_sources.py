@@ -17,6 +17,7 @@ from data.sources.forums import DiscourseSource, MboxSource
 from data.sources.gutenberg import GutenbergSource, split_book
 from data.sources.limits import ReadLimits
 from data.sources.reddit import RedditSource, is_bot
+from data.sources.stated import iso_date, language_code
 from data.sources.twitter import TwitterSource
 from tests.data.sources.helpers import read, reasons
 
@@ -44,7 +45,7 @@ def test_other_gutenberg_headers_and_texts_that_are_none(tmp_path: Path) -> None
     text, meta = split_book(new)
     assert text == "Text." and meta["title"] == "X and Y" and meta["language"] == "fr" and meta["has_end_mark"]
     since_2022 = "Release date: June 27, 2008 [eBook #11]\n                Most recently updated: June 26, 2025\n\n"
-    assert split_book(since_2022 + new)[1]["date"] == "June 27, 2008" and split_book(since_2022 + new)[0] == "Text."
+    assert split_book(since_2022 + new)[1]["date"] == "2008-06-27" and split_book(since_2022 + new)[0] == "Text."
     (tmp_path / "no.txt").write_text("A text of somebody.")
     (tmp_path / "cut.txt").write_text("*** START OF THIS PROJECT GUTENBERG EBOOK X ***\nOnly text.")
     documents, drops = read(GutenbergSource(name="g", paths=(str(tmp_path),)))
@@ -397,3 +398,32 @@ def test_mailman_archives_that_name_no_charset(tmp_path: Path) -> None:
     (tmp_path / "a.mbox").write_bytes(western)
     (document,), drops = read(MboxSource(name="m", paths=(str(tmp_path),)))
     assert document.text.endswith("A: Größe überall")
+
+
+def test_dates_and_languages_of_all_sources_have_one_form() -> None:
+    stated = (
+        "Mon, 06 Jan 2020 10:00:00 +0100",
+        "Wed Oct 10 20:19:24 +0000 2018",
+        "March, 1994",
+        1672531200,
+        10**12,
+        "x",
+    )
+    assert [iso_date(date) for date in stated] == [
+        "2020-01-06T10:00:00+01:00", "2018-10-10T20:19:24+00:00", "1994-03", "2023-01-01T00:00:00Z", "1000000000000",
+        "x",
+    ]  # fmt: skip
+    tags = ("eng", "EN", "en-US", "ger", "pt_BR", "Klingon", "", None)
+    assert [language_code(tag) for tag in tags] == ["en", "en", "en", "de", "pt", "Klingon", "", None]
+
+
+def test_retweets_of_an_account_s_own_archive_are_counted_and_topics_say_what_they_lack(tmp_path: Path) -> None:
+    texts = {"1": "Mine.", "2": "RT @a: Cut…"}
+    posts = [{"tweet": {"id_str": name, "full_text": text}} for name, text in texts.items()]
+    (tmp_path / "tweets.js").write_text(f"window.YTD.tweets.part0 = {json.dumps(posts)}")
+    (document,), drops = read(TwitterSource(name="t", paths=(str(tmp_path / "tweets.js"),)))
+    assert document.text == "Mine." and reasons(drops) == {"retweet": 1}
+    topic = {"id": 1, "post_stream": {"posts": [{"id": 5, "cooked": "<p>Hi</p>"}], "stream": [5, 6, 7]}}
+    (tmp_path / "1.json").write_text(json.dumps(topic))
+    (document,), _ = read(DiscourseSource(name="d", paths=(str(tmp_path / "1.json"),)))
+    assert document.meta["posts_elsewhere"] == 2

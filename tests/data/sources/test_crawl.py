@@ -262,6 +262,8 @@ def test_bad_configs_are_one_line(tmp_path: Path) -> None:
         ("seeds", ("ftp://a",), "http"),
         ("deny", ("(",), "regular expression"),
         ("max_pages", 0, "positive"),
+        ("retries", -1, "negative"),
+        ("timeout_seconds", 0.0, "positive"),
     ):
         with pytest.raises(ValueError, match=message):
             CrawlConfig(**{**good, name: value})  # type: ignore[arg-type]

@@ -387,10 +387,11 @@ def test_hugging_face_datasets_are_streamed_and_a_broken_file_is_counted(tmp_pat
 
 WIKI = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" xml:lang="eo"><siteinfo/>
 <page><title>Paris</title><ns>0</ns><id>7</id><revision><id>9</id><timestamp>2024-01-02T03:04:05Z</timestamp>
-<text xml:space="preserve">{{Infobox|a=b}} '''Paris''' is in [[France|the republic]].&lt;ref&gt;cite&lt;/ref&gt;
+<text xml:space="preserve">{{Infobox|a=b}} '''Paris''' is in [[France|the republic]] {{x}}.&lt;ref&gt;cite&lt;/ref&gt;
 
 == History ==
 * old &amp;amp; new
+__NOTOC__
 {| class="x"
 | cell
 |}

@@ -294,6 +294,26 @@ def test_pubmed_records_and_a_pmc_tar(real_data: Path, tmp_path: Path) -> None:
     assert len(documents) == 3 and reasons(drops) == {"bad_xml": 1}
 
 
+ARTICLE = (
+    "<article xml:lang='EN'><front><article-meta><article-id pub-id-type='pmc'>{0}</article-id><title-group>"
+    "<article-title>Title {0}</article-title></title-group><pub-date><year>2008</year></pub-date>"
+    "<pub-date><year>2008</year><month>4</month><day>3</day></pub-date><pub-date><string-date>May</string-date>"
+    "</pub-date></article-meta></front><body><p>Text {0}.</p></body></article>"
+)
+
+
+def test_files_of_many_articles_and_dates_of_which_one_is_whole(tmp_path: Path) -> None:
+    articles = ARTICLE.format(1) + ARTICLE.format(2)
+    head = '<?xml version="1.0"?>\n<!DOCTYPE x PUBLIC "a" "b">\n'
+    (tmp_path / "a.xml").write_text(f"{head}<pmc-articleset>{articles}</pmc-articleset>")
+    (tmp_path / "b.xml").write_text(f"<articles>{ARTICLE.format(3)}{ARTICLE.format(4)[:-40]}</articles>")
+    (tmp_path / "c.xml").write_text(f"<other>{articles}</other>")
+    documents, drops = read(JatsSource(name="j", paths=(str(tmp_path),)))
+    assert [d.text for d in documents] == [f"# Title {i}\n\nText {i}." for i in (1, 2, 3)]
+    assert {(d.meta["date"], d.meta["language"]) for d in documents} == {("2008-04-03", "en")}
+    assert len(drops) == 2
+
+
 def test_records_are_cut_right_wherever_chunks_end() -> None:
     class Slow(io.BytesIO):
         def read1(self, size: int | None = -1) -> bytes:
