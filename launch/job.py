@@ -52,7 +52,8 @@ class Job:
 WORKER = """\
 #!/usr/bin/env bash
 # {name} on one worker. worker.sh start: clear the chips, run, follow; follow: the log, and its exit code at the end;
-# stop: save and end. A run that exits with 75 is started again, one that crashes {restarts} times at most.
+# stop: save and end. A run that exits with 75 is started again, one that crashes {restarts} times at most. A second
+# start of the same copy only follows: where a connection broke, nobody knows how far the first one came.
 set -uo pipefail
 folder=$(cd "$(dirname "$0")" && pwd)
 {exports}
@@ -113,25 +114,36 @@ run() {{
   exit "$code"
 }}
 
+alive() {{  # and not another process that has its number since a boot
+  [ -f "$1/pid" ] && grep -qs worker.sh "/proc/$(cat "$1/pid")/cmdline"
+}}
+
+begin() {{  # one at a time
+  flock 9
+  [ "$folder/pid" -nt "$0" ] && return  # this copy of the code was begun
+  for job in "$folder"/../*; do  # of an earlier start, and others, which would end this one to start theirs again
+    stop "$job" && echo "worker: waiting for $(basename "$job") to save" &&
+      for _ in $(seq 300); do alive "$job" || break; sleep 1; done
+  done
+  rm -f "$folder/exit_code"; : > "$folder/worker.log"
+  setsid nohup bash "$0" run >> "$folder/worker.log" 2>&1 < /dev/null 9>&- &
+  echo $! > "$folder/pid"
+}}
+
 follow() {{
   tail -n +1 -f --pid="$(cat "$folder/pid")" "$folder/worker.log"
   exit "$(cat "$folder/exit_code" 2>/dev/null || echo 1)"
 }}
 
 stop() {{
-  [ -f "$folder/pid" ] && kill -TERM "$(cat "$folder/pid")" 2>/dev/null
+  alive "$1" && kill -TERM "$(cat "$1/pid")" 2>/dev/null
 }}
 
 case "${{1:-run}}" in
   run) run ;;
-  start)
-    stop && for _ in $(seq 300); do kill -0 "$(cat "$folder/pid")" 2>/dev/null || break; sleep 1; done
-    rm -f "$folder/exit_code"; : > "$folder/worker.log"
-    setsid nohup bash "$0" run >> "$folder/worker.log" 2>&1 < /dev/null &
-    echo $! > "$folder/pid"
-    follow ;;
+  start) begin 9> "$folder/lock"; follow ;;
   follow) follow ;;
-  stop) stop ;;
+  stop) stop "$folder" ;;
 esac
 """
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from launch import gke, local, slurm, tpu_vm
 from launch.job import STOPPED, Job
 from launch.machines import CHIPS, parse_machine
-from launch.steps import Command, Step, execute, script
+from launch.steps import LOST, Command, Step, execute, script
 from launch.sweep import read_sweep, sweep_jobs
 
 RESTARTS = (
@@ -188,6 +188,9 @@ def run(argv: Sequence[str]) -> int:
             done.touch()
         if codes[job.name] == STOPPED and arguments.target == "local":
             break  # this launcher itself was asked to stop
+        if codes[job.name] == LOST and arguments.target == "tpu-vm":
+            print(f"# {job.name} runs on where it is: launch again with a connection", file=sys.stderr)
+            break  # the next job would take its chips
     if arguments.sweep and not arguments.dry_run:
         for name, code in codes.items():
             print(f"exit {code:>3}  {name}")

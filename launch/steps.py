@@ -7,10 +7,12 @@ code = execute(steps)       does it
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+TRIES, PAUSE = 30, 5.0  # to take up a connection again; seconds more before each: a network may be away for minutes
 LOST = 255  # ssh's exit code when the connection broke, not the command
 
 
@@ -72,17 +74,33 @@ def execute(steps: Sequence[Step]) -> int:
 
 
 def _run_together(commands: Sequence[Command]) -> int:
-    running = [_start(command.argv, command.log) for command in commands]
-    codes = [process.wait() for process in running]
-    for index, command in enumerate(commands):
-        tries = 0
-        while codes[index] == LOST and command.after_loss and tries < 20:
-            tries += 1
-            print(f"connection lost ({_shown(command)}); again, {tries} of 20", file=sys.stderr, flush=True)
-            codes[index] = _start(command.after_loss, command.log, append=True).wait()
-    for command, code in zip(commands, codes):
-        if code or len(commands) > 1:
-            print(f"exit {code:>3}  {_shown(command)}", file=sys.stderr, flush=True)
+    """Each one's end is told when it comes: the others may run on for days, or wait for it in vain."""
+    for command in commands:
+        if command.log:
+            print(f"started  {_shown(command)}", file=sys.stderr, flush=True)
+    running = {index: _start(command.argv, command.log) for index, command in enumerate(commands)}
+    codes, tries, waiting = [0] * len(commands), [0] * len(commands), dict[int, float]()
+    while running or waiting:
+        time.sleep(0.02)
+        for index in [index for index, when in waiting.items() if time.monotonic() > when]:
+            del waiting[index]
+            command = commands[index]
+            running[index] = _start(command.after_loss or command.argv, command.log, append=True)
+        for index, process in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[index]
+            command, codes[index] = commands[index], process.returncode
+            if codes[index] == LOST and command.after_loss and tries[index] < TRIES:
+                tries[index] += 1
+                waiting[index] = time.monotonic() + min(60.0, PAUSE * tries[index])
+                print(
+                    f"connection lost ({_shown(command)}); again, {tries[index]} of {TRIES}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            elif codes[index] or len(commands) > 1:
+                print(f"exit {codes[index]:>3}  {_shown(command)}", file=sys.stderr, flush=True)
     return max(codes, key=abs)
 
 

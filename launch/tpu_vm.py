@@ -90,7 +90,7 @@ def vm_steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
         Command(
             on(worker, f"bash {remote}/worker.sh {arguments.action}"),
             log=folder / "logs" / f"worker-{worker}{'-stop' if stop else ''}.log",
-            after_loss=on(worker, f"bash {remote}/worker.sh {'stop' if stop else 'follow'}"),
+            after_loss=on(worker, f"bash {remote}/worker.sh {arguments.action}"),
         )
         for worker in workers
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -11,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from launch import main as launch_main
-from launch import tpu_vm
+from launch import steps, tpu_vm
 from launch.gke import yaml_lines
 from launch.job import Job, worker_script
 from launch.machines import CHIPS, Machine, parse_machine
 from launch.pack import code_files, pack
-from launch.steps import Command, File, execute, script
+from launch.steps import Command, File, Together, execute, script
 from launch.sweep import job_label, read_sweep, sweep_jobs
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,7 @@ def same_everywhere(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(launch_main, "code_commit", lambda: "0123abc")
     monkeypatch.setattr(sys, "executable", "python3")
+    monkeypatch.setattr(steps, "PAUSE", 0.01)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -166,6 +168,24 @@ def test_a_tpu_vm_runs_the_job_on_every_worker_and_gathers_logs_and_exit_codes(
     assert (stand_ins / "worker-0" / "sluice" / "pretrain-1b" / "code" / "train" / "main.py").is_file()
 
 
+def test_a_connection_that_breaks_before_the_start_leaves_no_worker_out(stand_ins: Path):
+    """What lies there is of an earlier run: its exit code is not this one's."""
+    gcloud = stand_ins / "bin" / "gcloud"
+    (stand_ins / "there").mkdir()
+    there = gcloud.rename(stand_ins / "there" / "gcloud")
+    breaks = '[[ "$*" = *--worker=1*start* && ! -e "$STAND_IN/broken" ]] && touch "$STAND_IN/broken" && exit 255'
+    gcloud.write_text(f'#!/bin/bash\n{breaks}\nexec {shlex.quote(str(there))} "$@"\n')
+    gcloud.chmod(0o755)
+    earlier = stand_ins / "worker-1" / "sluice" / "pretrain-1b"
+    earlier.mkdir(parents=True)
+    (earlier / "pid").write_text("99999999\n")
+    (earlier / "exit_code").write_text("0\n")
+    (stand_ins / "codes-1").write_text("3")
+    files = ["--files", str(stand_ins / "files")]
+    assert launch_main.run([*TARGETS["tpu-vm"], *COMMON, *files, "--restarts", "0"]) == 3
+    assert len(calls(stand_ins, "python3", "-m", "train.main")) == 4
+
+
 def test_the_earlier_processes_that_hold_the_chips_are_ended(stand_ins: Path):
     holder = subprocess.Popen(["sleep", "600"])
     sudo = stand_ins / "bin" / "sudo"
@@ -208,6 +228,34 @@ for i in $(seq 200); do sleep 0.1; done
     finally:
         started.kill()
     assert (folder / "exit_code").read_text() == "75\n"
+
+
+def test_another_job_of_the_machine_saves_and_ends_before_this_one_begins(stand_ins: Path):
+    """Its worker would end this one's run for the chips, and this one's worker its run, for ever."""
+    pack(ROOT, stand_ins / "code.tar.gz")
+    started = []
+    try:
+        for name in ("first", "second"):
+            folder = stand_ins / name
+            (folder / "venv" / "bin").mkdir(parents=True)
+            python = folder / "venv" / "bin" / "python3"
+            up = shlex.quote(str(stand_ins / f"{name} is up"))
+            until = f"trap 'exit 75' TERM; touch {up}; for i in $(seq 200); do sleep 0.1; done" if not started else ""
+            python.write_text(f"#!/bin/bash\n{until}\n")
+            python.chmod(0o755)
+            shutil.copy(stand_ins / "code.tar.gz", folder)
+            job = Job(name=name, config="c.py", machine=parse_machine("v5e:4x4"))
+            (folder / "worker.sh").write_text(worker_script(job))
+            command = ["bash", str(folder / "worker.sh"), "start"]
+            started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+            for _ in range(300):
+                if (stand_ins / "first is up").exists():
+                    break
+                subprocess.run(["sleep", "0.1"])
+        assert [process.wait(timeout=20) for process in started] == [75, 0]
+    finally:
+        for process in started:
+            process.kill()
 
 
 def test_a_worker_that_is_stopped_between_two_runs_starts_no_other(stand_ins: Path, monkeypatch: pytest.MonkeyPatch):
@@ -496,13 +544,27 @@ def test_ctrl_c_leaves_without_a_traceback(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_steps_stop_at_the_first_failure_and_name_a_missing_command(tmp_path: Path):
-    steps = [File(tmp_path / "a b" / "f", "text\nEND\n"), Command(("false",)), File(tmp_path / "never", "")]
-    assert execute(steps) == 1 and not (tmp_path / "never").exists()
+    some = [File(tmp_path / "a b" / "f", "text\nEND\n"), Command(("false",)), File(tmp_path / "never", "")]
+    assert execute(some) == 1 and not (tmp_path / "never").exists()
     (tmp_path / "a b" / "f").unlink()
-    subprocess.run(["bash"], input=script(steps[:1]), text=True, check=True)  # the printed script does the same
+    subprocess.run(["bash"], input=script(some[:1]), text=True, check=True)  # the printed script does the same
     assert (tmp_path / "a b" / "f").read_text() == "text\nEND\n"
     with pytest.raises(ValueError, match="there is no command 'no-such-tool'"):
         execute([Command(("no-such-tool",))])
+
+
+def test_an_end_is_told_while_others_run_on(capfd: pytest.CaptureFixture):
+    assert execute([Together((Command(("sleep", "1")), Command(("false",))))]) == 1
+    assert capfd.readouterr().err.splitlines() == ["exit   1  false", "exit   0  sleep 1"]
+
+
+def test_a_sweep_waits_for_the_job_that_it_lost_sight_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It runs on; the next one would take its chips."""
+    begun = []
+    monkeypatch.setattr(launch_main, "run_job", lambda job, *_: begun.append(job) or steps.LOST)
+    (tmp_path / "sweep.txt").write_text("train.seed=1\ntrain.seed=2\n")
+    sweep = ["--sweep", str(tmp_path / "sweep.txt"), "--files", str(tmp_path / "files")]
+    assert launch_main.run([*TARGETS["tpu-vm"], *COMMON, *sweep]) == steps.LOST and len(begun) == 1
 
 
 def test_yaml_is_what_was_meant():
