@@ -6,6 +6,8 @@ the metadata of a TPU virtual machine. CPU processes talk over gloo, GPUs over N
 """
 
 import re
+import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -27,7 +29,8 @@ METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attribut
 def find_place(environ: Mapping[str, str]) -> Place | None:
     """Where this process stands, or None for a run of one process.
 
-    Errors: ValueError where variables are missing, are no numbers or name a place that is none.
+    Errors: ValueError where variables are missing, are no numbers or name a place that is none; OSError where a TPU
+    machine cannot learn its place.
     """
     place = _explicit(environ) or _slurm(environ) or _tpu(environ)
     if place is not None and not 0 <= place.index < place.count:
@@ -103,13 +106,32 @@ def _tpu(environ: Mapping[str, str]) -> Place | None:
 
 
 def _metadata(name: str) -> str:
-    """An attribute of this Google Cloud machine; "" where there is none."""
+    """An attribute of this Google Cloud machine; "" where there is none, or where it is no such machine.
+
+    A server that is there and does not answer is asked again: a worker of a slice that took itself for the only one
+    would keep the others waiting. Errors: OSError where it never answers.
+    """
     request = urllib.request.Request(METADATA + name, headers={"Metadata-Flavor": "Google"})
-    try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return answer.read(1 << 20).decode()
-    except (urllib.error.URLError, OSError):
-        return ""
+    for pause in (1.0, 2.0, 4.0, 8.0, None):
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.read(1 << 20).decode()
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return ""
+            problem: Exception = error
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, socket.gaierror):  # no name of any machine here
+                return ""
+            problem = error
+        except OSError as error:
+            problem = error
+        if pause is not None:
+            time.sleep(pause)
+    raise OSError(
+        f"this machine has TPUs and its metadata server does not say of which slice ({problem}): start again, or set "
+        "TPU_SKIP_MDS_QUERY=1 to run on this machine alone"
+    )
 
 
 def start_jax(processes: Processes) -> None:

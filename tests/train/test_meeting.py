@@ -1,5 +1,6 @@
 """Processes that do not come, differ, die, fall silent or stand still: each gives its own sentence, in its limit."""
 
+import io
 import json
 import os
 import signal
@@ -8,12 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import jax
 import pytest
 
 from launch.local import _two_free_ports
+from train import distributed
 from train.distributed import find_place, first_host
 from train.meeting import MeetingConfig, Place, Processes, join
 from train.roster import Roster, messages, send
@@ -208,6 +212,33 @@ def test_a_place_that_is_none_is_refused():
     """It would wait for the others, and they for it."""
     with pytest.raises(ValueError, match=r"this is process 2 of 2, by the variables of its machine \(TPU_WORKER_ID"):
         find_place({"TPU_WORKER_HOSTNAMES": "w0,w1", "TPU_WORKER_ID": "2"})
+
+
+def test_a_worker_that_cannot_learn_its_place_does_not_run_alone(monkeypatch):
+    """The others of its slice would wait for it."""
+    answers = []
+
+    def answer(request, timeout):
+        said = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(said, Exception):
+            raise said
+        return io.BytesIO(said.encode())
+
+    def code(number):
+        return urllib.error.HTTPError("http://m", number, "no", {}, None)
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    for said, expected in (
+        ([code(503), TimeoutError("timed out"), "7"], "7"),  # busy at boot
+        ([code(404)], ""),
+        ([urllib.error.URLError(socket.gaierror("no such name"))], ""),  # a machine of another kind
+    ):
+        answers[:] = said
+        assert distributed._metadata("agent-worker-number") == expected
+    answers[:] = [urllib.error.URLError(TimeoutError("timed out"))]
+    with pytest.raises(OSError, match=r"does not say of which slice .*: start again, or set TPU_SKIP_MDS_QUERY=1"):
+        distributed._metadata("agent-worker-number")
 
 
 def test_limits_must_be_positive():
