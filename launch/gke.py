@@ -6,6 +6,7 @@ A run that exits with 75 is started again and never counted; one that crashes, `
 import json
 import sys
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 
 from launch.job import STOPPED, Job
@@ -18,6 +19,7 @@ COPY requirements.txt requirements.txt
 COPY launch/requirements-{kind}.txt launch/requirements-{kind}.txt
 RUN pip install --no-cache-dir -r launch/requirements-{kind}.txt
 COPY . .
+ENV SLUICE_COMMIT={commit}
 """
 MOUNT = "/data"  # where the pods see the volume
 GRACE_SECONDS = 300  # between SIGTERM and the end of a pod: the time to save in
@@ -47,8 +49,9 @@ def steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
         return apply
     archive, context = folder / "code.tar.gz", folder / "image"
     return [
-        File(folder / "Dockerfile", DOCKERFILE.format(kind=job.machine.about.kind)),
+        File(folder / "Dockerfile", DOCKERFILE.format(kind=job.machine.about.kind, commit=job.commit)),
         Command((sys.executable, "-m", "launch.pack", str(archive))),
+        Command(("rm", "-rf", str(context))),  # a file that is no longer in the code would stay
         Command(("mkdir", "-p", str(context))),
         Command(("tar", "-xzf", str(archive), "-C", str(context))),
         Command(("docker", "build", "--tag", arguments.image, "--file", str(folder / "Dockerfile"), str(context))),
@@ -60,11 +63,10 @@ def steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
 def check_kept(job: Job, volume: str | None) -> None:
     """Refuses checkpoints on a pod's own disk: every restart makes new pods, and begins with an empty one."""
     job.check_shared()
-    fields = (override.partition("=") for override in job.overrides)
-    places = [value for name, _, value in fields if name in ("checkpoint.path", "run_dir")]
+    places = job.places()
     if not any("://" in place or (volume and place.startswith(f"{MOUNT}/")) for place in places):
         raise ValueError(
-            f"checkpoints in {' and '.join(places)} would be on a pod's own disk, which a restart empties: add "
+            f"checkpoints in {places[0]} would be on a pod's own disk, which a restart empties: add "
             f"checkpoint.path=gs://BUCKET/FOLDER, or --volume CLAIM and run_dir={MOUNT}/FOLDER"
         )
 
@@ -85,7 +87,8 @@ def jobset_yaml(job: Job, arguments: Namespace) -> str:
     )
     if arguments.spot:
         selector["cloud.google.com/gke-spot"] = "true"
-    variables = [{"name": name, "value": value} for name, value in job.variables().items()]
+    given = replace(job, commit="").variables()  # the image knows which code it has
+    variables = [{"name": name, "value": value} for name, value in given.items()]
     if not tpu and machine.hosts > 1:  # a TPU slice knows its hosts; GPU hosts meet at the first pod
         index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
         variables += [

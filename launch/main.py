@@ -82,6 +82,9 @@ def make_job(arguments: argparse.Namespace) -> Job:
         for item in text:
             if "=" not in item.strip("="):
                 raise ValueError(f"{what} {item!r} is not of the form name=value")
+    for item in arguments.env:
+        if not re.fullmatch(r"[A-Za-z_]\w*=.*", item, re.DOTALL):
+            raise ValueError(f"--env {item!r}: the name of a variable has letters, digits and '_'")
     if not Path(arguments.config).is_file():
         raise ValueError(f"no config at {arguments.config!r}; run from the root of the repository")
     name = arguments.name or re.sub(r"[^a-z0-9]+", "-", Path(arguments.config).stem.lower()).strip("-")
@@ -156,12 +159,14 @@ def run_job(job: Job, arguments: argparse.Namespace, folder: Path) -> int:
     if arguments.dry_run:
         print(script(steps))
         return 0
-    code = execute(steps)
-    if code == 0 and getattr(arguments, "watch", False):
-        create = steps[-1]
-        assert isinstance(create, Command)
-        return tpu_vm.watch(job, arguments, create)
-    return code
+    if not getattr(arguments, "watch", False):
+        return execute(steps)
+    create = steps[-1]
+    assert isinstance(create, Command)
+    if state := tpu_vm.queue_state(job, arguments):
+        print(f"{job.name} was asked for before ({state}): watched again, with the code that it has", flush=True)
+        return tpu_vm.watch(job, arguments, create, again=True)
+    return execute(steps) or tpu_vm.watch(job, arguments, create)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ On an existing slice the run is detached: a lost connection is taken up again, a
 queued resource runs the same worker script at every boot, so that a machine that comes back goes on.
 """
 
+import shlex
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from launch.job import STOPPED, Job, worker_script
 from launch.steps import Command, File, Step, Together
 
+RESOURCE = ("gcloud", "compute", "tpus", "queued-resources")
 GONE = ("SUSPENDED", "FAILED")  # states in which a queued resource gets no machine any more
 STARTUP = """\
 #!/usr/bin/env bash
@@ -115,11 +117,16 @@ def queue_steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
     if not bucket.startswith("gs://") or " " in bucket:
         raise ValueError(f"--bucket {arguments.bucket}: expected gs://BUCKET/FOLDER")
     job.check_shared()
+    if not any("://" in place for place in job.places()):
+        raise ValueError(
+            f"checkpoints in {job.places()[0]} would be on the machine's own disk, which goes with it: add "
+            f"checkpoint.path={bucket}/FOLDER"
+        )
     remote = f"{bucket}/{job.name}"
     nodes = (f"--node-id={job.name}",) if machine.slices == 1 else (
         f"--node-count={machine.slices}", f"--node-prefix={job.name}")  # fmt: skip
     create = (
-        "gcloud", "compute", "tpus", "queued-resources", "create", job.name, *_place(arguments), *nodes,
+        *RESOURCE, "create", job.name, *_place(arguments), *nodes,
         f"--accelerator-type={machine.accelerator_type}", f"--runtime-version={machine.about.runtime}",
         f"--metadata-from-file=startup-script={folder / 'startup.sh'}",
         *(("--spot",) if arguments.spot else ()),
@@ -135,24 +142,34 @@ def queue_steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
     ]
 
 
-def watch(job: Job, arguments: Namespace, create: Command, *, seconds: float = 60.0) -> int:
-    """Waits until every worker has written its exit code; asks for machines again when they were taken away."""
+def queue_state(job: Job, arguments: Namespace) -> str:
+    """The state of the job's queued resource; "" where there is none, or no answer."""
+    return _output((*RESOURCE, "describe", job.name, *_place(arguments), "--format=value(state.state)")).strip()
+
+
+def watch(job: Job, arguments: Namespace, create: Command, *, again: bool = False, seconds: float = 60.0) -> int:
+    """Waits until every worker has written its exit code; asks for machines again when they were taken away.
+
+    again: the job was asked for before, by a launch that has ended.
+    """
     assert job.machine is not None
-    exits = f"{arguments.bucket.rstrip('/')}/{job.name}/exit/*"
-    resource = ("gcloud", "compute", "tpus", "queued-resources")
-    subprocess.run(("gcloud", "storage", "rm", exits), check=False)  # of an earlier job of this name
+    exits, workers = f"{arguments.bucket.rstrip('/')}/{job.name}/exit/*", job.machine.hosts * job.machine.slices
+    delete = (*RESOURCE, "delete", job.name, *_place(arguments), "--force", "--quiet")
+    if not again:
+        subprocess.run(("gcloud", "storage", "rm", exits), check=False)  # of an earlier job of this name
     shown, lacking = None, False
     while True:
         codes = _output(("gcloud", "storage", "cat", exits)).split()
-        if len(codes) >= job.machine.hosts * job.machine.slices:
-            print(f"{job.name}: exit codes {', '.join(codes)}")
+        if len(codes) >= workers:
+            print(f"{job.name}: exit codes {', '.join(codes)}; to give the machines back: {shlex.join(delete)}")
             return max(map(int, codes))
-        state = _output((*resource, "describe", job.name, *_place(arguments), "--format=value(state.state)")).strip()
-        if state != shown:
-            print(f"{job.name}: {state or 'no answer'}", flush=True)
-            shown = state
+        state = queue_state(job, arguments)
+        if (state, codes) != shown:
+            ended = f"; {len(codes)} of {workers} workers have ended: {', '.join(codes)}" if codes else ""
+            print(f"{job.name}: {state or 'no answer'}{ended}", flush=True)
+            shown = state, codes
         if state in GONE:
-            subprocess.run((*resource, "delete", job.name, *_place(arguments), "--force", "--quiet"), check=False)
+            subprocess.run(delete, check=False)
         if state in GONE or (lacking and not state):  # there was none to be had at the last try
             lacking = bool(subprocess.run(create.argv, check=False).returncode)
         time.sleep(seconds)

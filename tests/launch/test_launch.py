@@ -420,6 +420,31 @@ def test_machines_that_were_taken_away_are_asked_for_again_until_every_worker_ha
     assert called == ["describe", "describe", "describe", "delete", "create", "describe"]
 
 
+def test_a_watch_that_ended_is_taken_up_again(stand_ins: Path, capsys: pytest.CaptureFixture):
+    """With the exit codes that were written meanwhile, and without another request."""
+    (stand_ins / "states").write_text("ACTIVE")
+    arguments = [*TARGETS["queued-resource"], "--slices", "1", "--machine", "v5e:2x2", "--watch", *COMMON]
+    assert launch_main.run([*arguments, "--files", str(stand_ins / "files")]) == 3
+    told = capsys.readouterr().out
+    assert "watched again" in told
+    assert "to give the machines back: gcloud compute tpus queued-resources delete pretrain-1b" in told
+    called = [call[1:] for call in calls(stand_ins, "gcloud")]
+    assert not [call for call in called if "create" in call or "rm" in call or "cp" in call]
+
+
+def test_an_image_says_which_code_it_has(stand_ins: Path):
+    """One that was built before is not of the commit that is here now, and has no file that has gone since."""
+    files = stand_ins / "files"
+    (files / "image").mkdir(parents=True)
+    (files / "image" / "gone.py").touch()
+    arguments = [*TARGETS["gke"], *COMMON, "--files", str(files)]
+    assert launch_main.run(arguments) == 0
+    assert "ENV SLUICE_COMMIT=0123abc\n" in (files / "Dockerfile").read_text()
+    assert (files / "image" / "train").is_dir() and not (files / "image" / "gone.py").exists()
+    assert launch_main.run([*arguments, "--ready"]) == 0
+    assert "SLUICE_COMMIT" not in (files / "jobset.yaml").read_text()
+
+
 def test_a_sweep_becomes_jobs_that_keep_their_names_and_are_not_run_twice(
     stand_ins: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -493,6 +518,9 @@ def test_machines_have_the_clouds_names():
         (["tpu-vm", "--tpu", "t", "--zone", "z", "--machine", "tpu7x:2x2x1", *COMMON], "tpu-vm needs"),
         (["queued-resource", "--bucket", "gs://b", "--zone", "z", "--machine", "v6e:4x4", *COMMON], "add checkpoint"),
         (["tpu-vm", "--tpu", "t", "--zone", "z", "--machine", "v6e:4x4", *COMMON], "add checkpoint"),
+        ([*TARGETS["queued-resource"][:-1], *COMMON, "checkpoint.path=/data"], "on the machine's own disk"),
+        ([*TARGETS["tpu-vm"], *COMMON, "checkpoint.path=runs/x"], "add checkpoint"),
+        (["slurm", "--machine", "h100:8", *COMMON, "--env", "MY-VAR=1"], "letters, digits and '_'"),
         (["queued-resource", "--bucket", "b", "--zone", "z", "--machine", "v6e:4x4", *COMMON], "expected gs://"),
         (["slurm", "--machine", "h100:8", *COMMON, "--sweep", "none.txt"], "there is no such file"),
         (["gke", "--image", "i", "--machine", "h100:8", *COMMON], "add checkpoint"),
