@@ -28,11 +28,13 @@ set -uo pipefail
 cd {root}
 {setup}
 {exports}
-srun --cpus-per-task={cpus} --kill-on-bad-exit=0 --wait=600 --output={srun_logs}/%j-%t.log {command}
+srun --open-mode=append --cpus-per-task={cpus} --kill-on-bad-exit=0 --wait=600 --output={srun_logs}/%j-%t.log {command}
 code=$?
-restarts=${{SLURM_RESTART_COUNT:-0}}
-if [ "$code" -eq {stopped} ] || {{ [ "$code" -ne 0 ] && [ "$restarts" -lt {restarts} ]; }}; then
-  echo "the run ended with $code, queued again (restart $((restarts + 1)))"
+count={srun_logs}/$SLURM_JOB_ID.crashes  # SLURM_RESTART_COUNT counts time limits and preemptions too
+crashes=$(cat "$count" 2>/dev/null || echo 0)
+[ "$code" -eq 0 ] || [ "$code" -eq {stopped} ] || echo $((crashes += 1)) > "$count"
+if [ "$code" -eq {stopped} ] || {{ [ "$code" -ne 0 ] && [ "$crashes" -le {restarts} ]; }}; then
+  echo "the run ended with $code, queued again ($crashes of its ends were crashes, {restarts} may be)"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -300,7 +300,7 @@ def test_datasets_are_copied_to_tpu_workers_alone(target: str, capsys: pytest.Ca
 
 def test_sbatch_gets_a_script_that_queues_itself_again(stand_ins: Path, monkeypatch: pytest.MonkeyPatch):
     files = stand_ins / "slurm files"
-    arguments = ["slurm", "--machine", "h100:16", *COMMON, *OVERRIDES, "--files", str(files)]
+    arguments = ["slurm", "--machine", "h100:16", *COMMON, *OVERRIDES, "--files", str(files), "--restarts", "3"]
     assert launch_main.run(arguments) == 0
     assert calls(stand_ins, "sbatch") == [["sbatch", str(files / "job.sbatch")]]
     text = (files / "job.sbatch").read_text()
@@ -308,9 +308,13 @@ def test_sbatch_gets_a_script_that_queues_itself_again(stand_ins: Path, monkeypa
     for line in ("--requeue", "--signal=TERM@300", "--ntasks-per-node=8", "--nodes=2", log):
         assert f"#SBATCH {line}\n" in text
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    for restarts, code, again in (("0", "75", 1), ("99", "75", 1), ("0", "1", 1), ("99", "1", 0), ("0", "0", 0)):
+    (files / "logs").mkdir(exist_ok=True)
+    ends = (
+        [("75", 1)] * 3 + [("1", 1)] + [("75", 1)] + [("1", 1)] * 2 + [("0", 0), ("1", 0)]
+    )  # three crashes, and one more
+    for restarts, (code, again) in enumerate(ends):
         (stand_ins / "codes-").write_text(code)
-        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
         before = len(calls(stand_ins, "scontrol"))
         done = subprocess.run(["bash", str(files / "job.sbatch")], capture_output=True, text=True)
         assert done.returncode == int(code) and "two words" in done.stdout
