@@ -43,8 +43,9 @@ SLOW_SECONDS = 2.0  # a wait for the save before, above which it is told
 class CheckpointConfig:
     """every_steps: steps between checkpoints (the last step always has one). keep: how many of the newest stay.
 
-    path: where they go, also gs://BUCKET/FOLDER; "" for RUN/checkpoints. local: a fast folder that all processes see (a
-    RAM disk, an SSD) that has one more often, every `local_every_steps`; "" for none.
+    path: where they go, also gs://BUCKET/FOLDER, with a copy of the run's other files in PATH/run (train/mirror.py);
+    "" for RUN/checkpoints. local: a fast folder that all processes see (a RAM disk, an SSD) that has one more often,
+    every `local_every_steps`; "" for none.
     base_weights: a run with adapters writes the weights under them too, as the item params.
     carry_on: a run whose batch size or seq_len was changed goes on from the token that it had come to.
     """

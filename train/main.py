@@ -80,6 +80,7 @@ def train_together(config: "Config", profile: tuple[int, int] | None) -> int:
     """Meets the other processes, where there are any, checks what can be checked before compiling, and trains."""
     from train.agreement import check_tokenizer, check_tuning
     from train.distributed import find_place, start_jax
+    from train.mirror import kept_with_checkpoints
     from train.preflight import (
         build_together,
         check_code_and_config,
@@ -93,7 +94,7 @@ def train_together(config: "Config", profile: tuple[int, int] | None) -> int:
     try:
         check_code_and_config(processes, config)
         check_output(processes, output_folders(config))
-        with run_folder_held(processes, config):
+        with run_folder_held(processes, config), kept_with_checkpoints(processes, config):
             check_tuning(config)
             check_tokenizer(config)
             dataset = build_together(processes, config)

@@ -112,8 +112,14 @@ def read_about(run_dir: Path) -> dict[str, Any]:
 
 
 def part_of(run_dir: Path, step: int) -> Part:
-    """The part of a run that step number `step` (from 1) belongs to."""
+    """The part of a run that step number `step` (from 1) belongs to; ValueError where the folder begins after it."""
     parts = [
         Part(position=Position(**part["position"]), config=part["config"]) for part in read_about(run_dir)["parts"]
     ]
-    return [part for part in parts if part.position.step < step][-1]
+    before = [part for part in parts if part.position.step < step]
+    if not before:
+        raise ValueError(
+            f"--step {step}: {run_dir} knows of the steps after {parts[0].position.step} alone: those before were made "
+            "with another run_dir, or on a disk that is gone"
+        )
+    return before[-1]

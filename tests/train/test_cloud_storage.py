@@ -12,6 +12,7 @@ from tests.train.test_processes import Runs
 from tests.train.tiny import losses, run_config
 from train.checkpoint import CheckpointConfig
 from train.loop import train
+from train.mirror import Mirror
 from train.tiers import COMMITTED
 
 pytestmark = pytest.mark.slow
@@ -61,6 +62,21 @@ def test_a_fast_folder_is_copied_to_a_bucket_and_may_be_lost(bucket, whole, corp
         assert kept(folder) == ["12", "8"]
         (folder / "12").rmtree()
     assert "going on after step 8" in capsys.readouterr().out and bits(losses(tmp_path / "run")) == bits(whole)
+
+
+def test_the_rest_of_a_runs_folder_is_kept_beside_its_checkpoints_and_comes_back(bucket, tmp_path):
+    folder, run_dir = epath.Path(f"{bucket}/rest"), tmp_path / "run"
+    (run_dir / "tokenizer").mkdir(parents=True)
+    (run_dir / "tokenizer" / "tokenizer.json").write_text("{}")
+    for told in ("one\n", "one\ntwo\n"):
+        (run_dir / "metrics.jsonl").write_text(told)
+        Mirror(run_dir, folder).copy()
+    (folder / "4").mkdir(parents=True)
+    (folder / "4" / COMMITTED).write_text("")
+    assert not Mirror(run_dir, folder).fetch()  # they are here
+    assert Mirror(tmp_path / "new", folder).fetch()
+    assert (tmp_path / "new" / "metrics.jsonl").read_text() == "one\ntwo\n"
+    assert (tmp_path / "new" / "tokenizer" / "tokenizer.json").read_text() == "{}"
 
 
 @pytest.mark.long
