@@ -95,7 +95,12 @@ prepare() {{  # the code, and its packages where they changed
 run() {{
   local stopping= interrupted= child= code= crashes=0
   trap 'stopping=1; interrupted=1; [ -n "$child" ] && kill -TERM "$child" 2>/dev/null' TERM INT
-  prepare || {{ echo "worker: the code or its packages could not be installed"; echo 1 > "$folder/exit_code"; exit 1; }}
+  for try in 1 2 3 4 5; do  # the other workers wait for this one: a network that fails once ends nothing
+    prepare && break
+    echo "worker: the code, its packages or its datasets could not be brought here (try $try of 5)"
+    [ "$try" -eq 5 ] && {{ echo 1 > "$folder/exit_code"; exit 1; }}
+    sleep "${{SLUICE_RESTART_SECONDS:-10}}"
+  done
   while :; do
     clear_chips
     [ -n "$stopping" ] && {{ code={stopped}; break; }}  # asked between two runs

@@ -99,8 +99,10 @@ def train_together(config: "Config", profile: tuple[int, int] | None) -> int:
             check_tokenizer(config)
             dataset = build_together(processes, config)
             use_compile_cache(config.train.compilation_cache)
+            processes.beat(0, "finding its devices")  # which hangs where those of another host are not there
             start_jax(processes)
             check_devices(processes)
+            processes.beat(0, "starting", patience=10.0)
             from train.loop import train
 
             code = train(config, dataset, profile=profile, processes=processes)

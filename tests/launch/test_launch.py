@@ -258,6 +258,20 @@ def test_another_job_of_the_machine_saves_and_ends_before_this_one_begins(stand_
             process.kill()
 
 
+@pytest.mark.parametrize(("failures", "code"), [(2, 0), (9, 1)])
+def test_packages_that_do_not_come_at_once_are_asked_for_again(stand_ins: Path, failures: int, code: int):
+    folder = stand_ins / "worker"
+    (folder / "venv" / "bin").mkdir(parents=True)
+    fails = f'echo >> "$STAND_IN/tries"; [ "$(wc -l < "$STAND_IN/tries")" -gt {failures} ]'
+    for name, text in (("python3", ""), ("pip", fails)):
+        (folder / "venv" / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / "venv" / "bin" / name).chmod(0o755)
+    (folder / "worker.sh").write_text(worker_script(Job(name="one", config="c.py", machine=parse_machine("v5e:4x4"))))
+    pack(ROOT, folder / "code.tar.gz")
+    done = subprocess.run(["bash", str(folder / "worker.sh"), "start"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code and "(try 2 of 5)" in done.stdout
+
+
 def test_a_worker_that_is_stopped_between_two_runs_starts_no_other(stand_ins: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SLUICE_RESTART_SECONDS", "2")
     folder = stand_ins / "worker"

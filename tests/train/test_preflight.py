@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from tests.train.tiny import run_config, train_config
-from train import preflight
+from train import distributed, main, preflight
 from train.meeting import Place, Processes
 from train.preflight import GIB, check_devices, check_memory, check_output, commit, run_folder_held
 from train.roster import MeetingConfig
@@ -84,6 +84,21 @@ def test_a_run_folder_is_one_runs_at_a_time_until_its_process_ends(corpus, tmp_p
         threading.Timer(1.0, other.kill).start()  # kill -9: nothing of its own takes the lock away
         with run_folder_held(Processes(), config), run_folder_held(Two(index=1), hasty):
             assert "waiting for it to end" in capsys.readouterr().out
+
+
+def test_devices_that_never_answer_are_no_long_step(corpus, tmp_path, monkeypatch):
+    """A TPU's runtime waits in silence for the hosts of its slice: that ends after `stall`, not ten times that."""
+    patience = []
+
+    def hang(processes):
+        patience.append((processes._state["doing"], processes._state["patience"]))
+        raise ValueError("no device")
+
+    monkeypatch.setattr(distributed, "start_jax", hang)
+    config = run_config(corpus, run_dir=str(tmp_path / "run"), train=train_config(compilation_cache=""))
+    with pytest.raises(ValueError, match="no device"):
+        main.train_together(config, None)
+    assert patience == [("finding its devices", 1.0)]
 
 
 def test_other_devices_are_named_with_both_values():
