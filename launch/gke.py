@@ -4,6 +4,7 @@ A run that exits with 75 is started again and never counted; one that crashes, `
 """
 
 import json
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
@@ -88,7 +89,7 @@ def jobset_yaml(job: Job, arguments: Namespace) -> str:
     if arguments.spot:
         selector["cloud.google.com/gke-spot"] = "true"
     given = replace(job, commit="").variables()  # the image knows which code it has
-    variables = [{"name": name, "value": value} for name, value in given.items()]
+    variables = [{"name": name, "value": literal(value)} for name, value in given.items()]
     if not tpu and machine.hosts > 1:  # a TPU slice knows its hosts; GPU hosts meet at the first pod
         index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
         variables += [
@@ -99,7 +100,7 @@ def jobset_yaml(job: Job, arguments: Namespace) -> str:
     container = {
         "name": "train",
         "image": arguments.image,
-        "command": list(job.command()),
+        "command": [literal(word) for word in job.command()],
         "env": variables,
         "resources": {"limits": {"google.com/tpu" if tpu else "nvidia.com/gpu": chips}},
         **({"volumeMounts": [{"name": "data", "mountPath": MOUNT}]} if arguments.volume else {}),
@@ -140,6 +141,11 @@ def jobset_yaml(job: Job, arguments: Namespace) -> str:
         },
     }
     return "\n".join(yaml_lines(manifest)) + "\n"
+
+
+def literal(text: str) -> str:
+    """The text as Kubernetes must have it in a command or a variable, where it puts values for $(NAME) and $ for $$."""
+    return re.sub(r"\$(?=[$(])", "$$", text)
 
 
 def yaml_lines(value: object, indent: str = "") -> list[str]:

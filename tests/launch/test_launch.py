@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -13,7 +14,7 @@ import pytest
 
 from launch import main as launch_main
 from launch import steps, tpu_vm
-from launch.gke import yaml_lines
+from launch.gke import literal, yaml_lines
 from launch.job import Job, worker_script
 from launch.machines import CHIPS, Machine, parse_machine
 from launch.pack import code_files, pack
@@ -611,6 +612,13 @@ def test_a_sweep_waits_for_the_job_that_it_lost_sight_of(tmp_path: Path, monkeyp
     (tmp_path / "sweep.txt").write_text("train.seed=1\ntrain.seed=2\n")
     sweep = ["--sweep", str(tmp_path / "sweep.txt"), "--files", str(tmp_path / "files")]
     assert launch_main.run([*TARGETS["tpu-vm"], *COMMON, *sweep]) == steps.LOST and len(begun) == 1
+
+
+@pytest.mark.parametrize("text", ["a $HOME", "$(HOME)", "$$(HOME)", "a$$b$", "$$$", "plain"])
+def test_kubernetes_leaves_dollars_as_they_are(text: str):
+    """$(NAME) has the value of a variable and $$ is $: kubernetes.io, "Define Dependent Environment Variables"."""
+    expanded = re.sub(r"\$(\$|\((\w+)\))", lambda found: "$" if found[1] == "$" else "/root", literal(text))
+    assert expanded == text
 
 
 def test_yaml_is_what_was_meant():
