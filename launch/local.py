@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 STOPPED = 75  # a run that can go on (EX_TEMPFAIL of sysexits.h)
@@ -31,12 +31,14 @@ def run(
     restarts: int = 3,
     environment: Mapping[str, str] | None = None,
     grace: float = GRACE,
+    stopped: Callable[[], None] = lambda: None,
 ) -> int:
     """Runs the command as that many processes until it ends; returns its exit code, 75 where it was asked to stop.
 
     devices: fake CPU devices of each process; None: those that it has. restarts: starts after a failure, without ten
     good minutes between. environment: variables besides this process's own. grace: seconds for the others to end by
-    themselves once one has. SIGTERM and SIGINT are handed on.
+    themselves once one has. SIGTERM and SIGINT are handed on, and told by `stopped`: 75 is also the code of a run that
+    ended too often.
     """
     if processes < 1 or restarts < 0:
         raise ValueError(f"local: processes={processes} and restarts={restarts}: expected at least 1 and 0")
@@ -47,6 +49,8 @@ def run(
         while True:
             began = time.monotonic()
             code = group.once(grace)
+            if group.stop_asked:
+                stopped()
             if code == 0 or group.stop_asked:
                 return 0 if code == 0 else STOPPED
             if code not in (STOPPED, None):

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import gke, local, slurm, tpu_vm
-from launch.job import STOPPED, Job
+from launch.job import Job
 from launch.machines import CHIPS, parse_machine
 from launch.steps import LOST, Command, Step, execute, script
 from launch.sweep import read_sweep, sweep_jobs
@@ -154,6 +154,7 @@ def run_job(job: Job, arguments: argparse.Namespace, folder: Path) -> int:
             devices=arguments.devices,
             restarts=job.restarts,
             environment=job.variables(),
+            stopped=lambda: setattr(arguments, "stop_asked", True),
         )
     steps = plan(job, arguments, folder)
     if arguments.dry_run:
@@ -191,8 +192,8 @@ def run(argv: Sequence[str]) -> int:
         if codes[job.name] == 0 and ended:  # elsewhere 0 says that it was submitted, or stopped
             folder.mkdir(parents=True, exist_ok=True)
             done.touch()
-        if codes[job.name] == STOPPED and arguments.target == "local":
-            break  # this launcher itself was asked to stop
+        if getattr(arguments, "stop_asked", False):
+            break  # this launcher itself was
         if codes[job.name] == LOST and arguments.target == "tpu-vm":
             print(f"# {job.name} runs on where it is: launch again with a connection", file=sys.stderr)
             break  # the next job would take its chips

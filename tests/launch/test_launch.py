@@ -605,6 +605,25 @@ def test_an_end_is_told_while_others_run_on(capfd: pytest.CaptureFixture):
     assert capfd.readouterr().err.splitlines() == ["exit   1  false", "exit   0  sleep 1"]
 
 
+@pytest.mark.parametrize(("asked", "begun"), [(True, 1), (False, 2)])
+def test_a_sweep_here_goes_on_after_a_run_that_ended_too_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool, begun: int
+):
+    """Its exit code is that of a launcher that was asked to stop, and only that one ends the sweep."""
+    began = []
+
+    def once(command, *, stopped, **_):
+        began.append(command)
+        if asked:
+            stopped()
+        return 75
+
+    monkeypatch.setattr(launch_main.local, "run", once)
+    (tmp_path / "sweep.txt").write_text("train.seed=1\ntrain.seed=2\n")
+    sweep = ["--sweep", str(tmp_path / "sweep.txt"), "--files", str(tmp_path / "files")]
+    assert launch_main.run(["local", *COMMON, *sweep]) == 75 and len(began) == begun
+
+
 def test_a_sweep_waits_for_the_job_that_it_lost_sight_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It runs on; the next one would take its chips."""
     begun = []

@@ -40,9 +40,9 @@ for act in acts[min(start, len(acts) - 1)].split(","):
 """
 
 
-def start(folder: Path, *acts: str, processes: int = 2, restarts: int = 3, grace: float = 0.3) -> tuple[int, list[int]]:
+def start(folder: Path, *acts: str, processes: int = 2, grace: float = 0.3, **more) -> tuple[int, list[int]]:
     """(exit code, starts of each process); nothing that was started is left."""
-    code = run([sys.executable, "-c", PROGRAM, str(folder), *acts], processes=processes, restarts=restarts, grace=grace)
+    code = run([sys.executable, "-c", PROGRAM, str(folder), *acts], processes=processes, grace=grace, **more)
     shown = subprocess.run(["ps", "-eo", "ppid,stat,args"], capture_output=True, text=True).stdout.splitlines()
     assert not [line for line in shown if str(folder) in line]
     assert not [line for line in shown if line.split()[0] == str(os.getpid()) and line.split()[1].startswith("Z")]
@@ -78,7 +78,9 @@ def test_sigterm_is_handed_on_and_ends_the_launcher_with_75(tmp_path, capfd):
 
     asker = threading.Thread(target=ask)
     asker.start()
-    assert start(tmp_path, "polite,wait", grace=10.0) == (75, [1, 1])
+    told: list[bool] = []
+    assert start(tmp_path, "polite,wait", grace=10.0, stopped=lambda: told.append(True)) == (75, [1, 1])
+    assert told
     asker.join()
     out = capfd.readouterr().out.splitlines()
     assert sorted(out) == ["[0] start 0 of 0 2", "[1] start 0 of 1 2"]
