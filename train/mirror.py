@@ -72,11 +72,8 @@ class Mirror:
                 return False
             if here.exists() and here.stat().st_size >= copied.stat().length:
                 return False
-            for path in sorted(
-                files_of(self.copies), key=lambda path: path.name == METRICS
-            ):  # which says: all are here
-                target = epath.Path(self.run_dir / path.relative_to(self.copies))
-                put(path, target)
+            for path in sorted(files_of(self.copies), key=lambda path: path.name == METRICS):  # last: all are here
+                put(path, epath.Path(self.run_dir / path.relative_to(self.copies)))
         except Exception as error:  # every file system has its own
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise OSError(f"the run's files in {self.copies} could not be read ({reason}): start again") from error

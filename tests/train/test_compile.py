@@ -56,7 +56,7 @@ def compile_all(variable: str, cases: dict) -> dict[str, dict]:
     if not interpreter:
         pytest.skip(f"{variable} is not set: no compiler for these machines")
     environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTHONPATH")}
-    given = {name: [path, machine, [*SMALL, *overrides, "loader.global_batch_size=32"]]
+    given = {name: [path, machine, [*SMALL, "train.grad_accum_steps=1", *overrides, "loader.global_batch_size=32"]]
              for name, (path, machine, overrides) in cases.items()}  # fmt: skip
     done = subprocess.run(
         [interpreter, "-m", "tests.train.compile_many", json.dumps(given)],
