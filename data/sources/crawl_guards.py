@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from scrapy.exceptions import IgnoreRequest
-from scrapy.http import Request, Response
+from scrapy.http import Request, Response, TextResponse
 from scrapy.resolver import CachingThreadedResolver
 
-from data.sources.crawl_urls import Scope, private
+from data.sources.crawl_urls import Scope, host_of, private
 from data.sources.warc import decode_payload
 
 MAX_ROBOTS_BYTES = 1 << 20  # of a decoded robots.txt; RFC 9309 asks for 500 KiB at least
@@ -56,16 +56,40 @@ class AddressGuard:
             raise IgnoreRequest("private_address")
 
 
-class RobotsDecoder:
+class RobotsReader:
     """Downloader middleware: a robots.txt that was sent compressed is decoded; pages stay as sent, for the archive.
 
-    Scrapy parses what it gets, and compressed bytes forbid nothing.
+    Scrapy parses what it gets, and compressed bytes forbid nothing. Nor does the page of an error of the server, where
+    all is forbidden (RFC 9309, section 2.3.1.4): it is asked again, as often as a page, before that is assumed.
     """
 
-    def process_response(self, request: Request, response: Response) -> Response:
+    def __init__(self, crawl: Any) -> None:
+        self._crawl = crawl
+
+    @classmethod
+    def from_crawler(cls, crawler: Any) -> RobotsReader:
+        return cls(crawler.settings["CRAWL"])
+
+    def process_response(self, request: Request, response: Response) -> Request | Response:
         """The robots.txt that Scrapy itself asked for, as text; any other answer as it is."""
+        if "task" in request.meta:
+            return response
+        if response.status >= 500 or response.status == 429:
+            return self._unreachable(request)
         coding = (response.headers.get(b"Content-Encoding") or b"").decode("latin-1")
-        if "task" in request.meta or not coding:
+        if not coding:
             return response
         body = decode_payload(response.body, {"content-encoding": coding}, MAX_ROBOTS_BYTES).data
         return response.replace(body=body[:MAX_ROBOTS_BYTES])
+
+    def process_exception(self, request: Request, exception: Exception) -> Request | Response | None:
+        """A robots.txt that does not come in time."""
+        late = "task" not in request.meta and "Timeout" in type(exception).__name__
+        return self._unreachable(request) if late else None
+
+    def _unreachable(self, request: Request) -> Request | Response:
+        tries = request.meta.get("robots_tries", 0)
+        if tries < self._crawl.config.retries:
+            return request.replace(meta={**request.meta, "robots_tries": tries + 1}, dont_filter=True)
+        self._crawl.without_robots.add(host_of(request.url))
+        return TextResponse(request.url, body=b"User-agent: *\nDisallow: /", request=request)

@@ -23,7 +23,7 @@ from scrapy.settings import default_settings
 from data.sources.crawl_archive import ArchiveWriter
 from data.sources.crawl_config import CrawlConfig
 from data.sources.crawl_frontier import Frontier, Task
-from data.sources.crawl_guards import AddressGuard, GuardedResolver, RobotsDecoder
+from data.sources.crawl_guards import AddressGuard, GuardedResolver, RobotsReader
 from data.sources.crawl_links import links_of, redirect_of, robots_sitemaps, sitemap_links, text_header
 from data.sources.crawl_urls import Scope, canonical, host_of
 from data.sources.warc import decode_payload
@@ -55,6 +55,7 @@ class Crawl:
             self.frontier.close()
             raise
         self.private_names: set[str] = set()  # names that resolved to private addresses
+        self.without_robots: set[str] = set()  # hosts whose robots.txt could not be had
         self.in_flight: set[str] = set()
         self.spider: Any = None  # set when Scrapy makes it
         counts = self.frontier.counts()
@@ -231,6 +232,8 @@ class CrawlSpider(scrapy.Spider):
         reason, again = reason_of(failure.value)
         if reason == "no_such_host" and urlsplit(task.url).hostname in self.crawl.private_names:
             reason = "private_address"
+        if reason == "robots" and host_of(task.url) in self.crawl.without_robots:
+            reason = "robots_unreachable"
         self.crawl.frontier.failed(task.url, reason, retries=self.crawl.config.retries if again else -1)
 
 
@@ -265,7 +268,7 @@ def settings_of(crawl: Crawl) -> dict[str, Any]:
         resolver: GuardedResolver,
         "DOWNLOADER_MIDDLEWARES": {
             AddressGuard: 50,
-            RobotsDecoder: 590,  # RedirectMiddleware stays: of robots.txt, since pages ask for all statuses
+            RobotsReader: 590,  # RedirectMiddleware stays: of robots.txt, since pages ask for all statuses
             "scrapy.downloadermiddlewares.redirect.MetaRefreshMiddleware": None,
             "scrapy.downloadermiddlewares.retry.RetryMiddleware": None,
             "scrapy.downloadermiddlewares.httpcompression.HttpCompressionMiddleware": None,

@@ -170,6 +170,27 @@ def test_robots_is_obeyed_however_it_arrives(tmp_path: Path, how: str) -> None:
     assert site.hits["/page/0"] == 1 and stored(tmp_path)["/page/2"] == 1, output
 
 
+@pytest.mark.parametrize(("failures", "pages"), [(1, 3), (9, 0)])
+def test_a_server_whose_robots_fails_is_asked_again_and_then_left_alone(
+    tmp_path: Path, failures: int, pages: int
+) -> None:
+    """RFC 9309: a robots.txt that cannot be had forbids all."""
+    site = Site(3)
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path == "/robots.txt" and site.hits["asked"] < failures:
+            site.hits["asked"] += 1
+            return reply(handler, b"too busy", status=503)
+        return site(handler)
+
+    with serve(answer) as address:
+        process = start(tmp_path, address, deny=("/deep", "/calendar", "/slow", "/huge", "/loop"), retries=2)
+        output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 0, output
+    assert sum(path.startswith("/page/") for path in site.hits) == pages, output
+    assert ("robots_unreachable" in output) == (pages == 0), output
+
+
 def test_after_kill_9_nothing_is_missed_and_only_flights_are_repeated(tmp_path: Path) -> None:
     site = Site(40, page_seconds=0.1)
     deny = ("/deep", "/calendar", "/slow", "/huge", "/busy", "/loop")
