@@ -96,6 +96,7 @@ def test_a_run_from_old_weights_is_made_again(corpus, base_folder, tmp_path, own
         assert again.before == before and again.loss.hex() == losses(tmp_path / "run")[number].hex()
 
 
+@pytest.mark.slow
 def test_adapters_are_not_replayed_over_other_weights(corpus, tmp_path, own_mesh):
     base, lora = tmp_path / "base", LoRA(targets="all-linear")
     save_hf(CausalLM(LLAMA, rngs=nnx.Rngs(3)), base)
