@@ -30,16 +30,18 @@ def _padded(number: str) -> str:
 
 
 def record_text(record: etree._Element) -> tuple[str, dict[str, Any]]:
-    """(text, meta) of one `<PubmedArticle>`; text "" where it has no abstract."""
-    citation = child(record, "MedlineCitation")
-    article = child(citation, "Article")
-    title = _folded(child(article, "ArticleTitle"))
+    """(text, meta) of one article, or of a book or a chapter of one; text "" where it has no abstract."""
+    book = child(record, "BookDocument")
+    citation = child(record, "MedlineCitation") if book is None else book
+    article = child(citation, "Article") if book is None else book
+    book_title = _folded(child(book, "Book", "BookTitle"))
+    title = _folded(child(article, "ArticleTitle")) or book_title
     parts = []
     for section in children(article, "Abstract"):
         if local_name(section) == "AbstractText" and (text := _folded(section)):
             label = section.get("Label")
             parts.append(f"{label}: {text}" if label else text)
-    published = child(article, "Journal", "JournalIssue", "PubDate")
+    published = child(article, *(("Journal", "JournalIssue") if book is None else ("Book",)), "PubDate")
     month = text_of(child(published, "Month"))
     date = "-".join(
         filter(
@@ -56,6 +58,7 @@ def record_text(record: etree._Element) -> tuple[str, dict[str, Any]]:
         "pmid": text_of(child(citation, "PMID")),
         "doi": next((text_of(e) for e in article if e.get("EIdType") == "doi"), None) if article is not None else None,
         "journal": text_of(child(article, "Journal", "Title")),
+        **({"book": book_title} if book_title else {}),
         "date": date,
         "language": language_code(text_of(child(article, "Language"))),
         "mesh": [text_of(child(heading, "DescriptorName")) for heading in children(citation, "MeshHeadingList")],
@@ -68,7 +71,7 @@ class PubmedSource(FileSource):
     """Records of PubMed XML files, streamed; records without an abstract are counted drops."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".xml",)
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     code_modules: ClassVar[tuple[str, ...]] = (
         *FileSource.code_modules,
         "data.sources.pubmed",
@@ -80,7 +83,7 @@ class PubmedSource(FileSource):
 
     def read(self, stream: Any, shard: Mapping[str, Any]) -> Iterator[Document | Dropped]:
         """One document a record."""
-        for offset, data in cut_records(stream, "PubmedArticle", self.limits):
+        for offset, data in cut_records(stream, ("PubmedArticle", "PubmedBookArticle"), self.limits):
             if isinstance(data, int):
                 yield self.too_large(shard, offset, data)
                 continue

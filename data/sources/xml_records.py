@@ -22,13 +22,15 @@ MAX_TAIL = 64  # bytes kept between chunks so that a tag cut in two is found
 _NAMED_ENTITY = re.compile(rb"&(?!(?:lt|gt|amp|quot|apos);)([A-Za-z][A-Za-z0-9]*);")  # XML knows those five itself
 
 
-def cut_records(stream: io.BufferedReader, tag: str, limits: ReadLimits) -> Iterator[tuple[int, bytes | int]]:
-    """(byte offset, bytes) of every `<tag ...> ... </tag>`, tags included.
+def cut_records(
+    stream: io.BufferedReader, tag: str | tuple[str, ...], limits: ReadLimits
+) -> Iterator[tuple[int, bytes | int]]:
+    """(byte offset, bytes) of every `<tag ...> ... </tag>`, of one tag or any of several, tags included.
 
     A record beyond `max_record_bytes`, or one that the file ends inside of, comes as its length in bytes instead.
     """
-    start_pattern = re.compile(rb"<" + tag.encode() + rb"(?=[\s>/])")
-    end_mark = b"</" + tag.encode() + b">"
+    names = "|".join((tag,) if isinstance(tag, str) else tag)
+    start_pattern, end_mark = re.compile(rb"<(" + names.encode() + rb")(?=[\s>/])"), b""
     buffer, base, limit = b"", 0, limits.max_record_bytes
     start: int | None = None  # of the record being read, in the buffer
     searched = 0
@@ -52,6 +54,7 @@ def cut_records(stream: io.BufferedReader, tag: str, limits: ReadLimits) -> Iter
                 if found is None:
                     break
                 start = searched = found.start()
+                end_mark = b"</" + found.group(1) + b">"
         if start is not None and len(buffer) - start > limit:
             skipped_from, start = base + start, None
         keep = start if start is not None else max(len(buffer) - MAX_TAIL, done)

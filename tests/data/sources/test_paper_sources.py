@@ -285,6 +285,20 @@ def test_jats_sections_in_order(real_data: Path, name: str, first: str, sections
 
 
 @pytest.mark.real_data
+def test_chapters_of_books_are_pubmed_records_too(tmp_path: Path) -> None:
+    article = "<PubmedArticle><MedlineCitation><PMID>1</PMID><Article><ArticleTitle>Bees</ArticleTitle><Abstract>"
+    article += "<AbstractText>They hum.</AbstractText></Abstract></Article></MedlineCitation></PubmedArticle>"
+    chapter = "<PubmedBookArticle><BookDocument><PMID>2</PMID><Book><BookTitle>Genes</BookTitle><PubDate><Year>1993"
+    chapter += "</Year></PubDate></Book><ArticleTitle>Ataxia</ArticleTitle><Language>eng</Language><Abstract>"
+    chapter += "<AbstractText>It is rare.</AbstractText></Abstract></BookDocument></PubmedBookArticle>"
+    (tmp_path / "p.xml").write_text(f"<PubmedArticleSet>{chapter}{article}{chapter[:90]}</PubmedArticleSet>")
+    (book, bee), (cut,) = read(PubmedSource(name="p", paths=(str(tmp_path / "p.xml"),)))
+    assert book.text == "# Ataxia\n\nIt is rare." and bee.text == "# Bees\n\nThey hum."
+    about = {name: book.meta[name] for name in ("pmid", "book", "date", "language")}
+    assert about == {"pmid": "2", "book": "Genes", "date": "1993", "language": "en"}
+    assert cut.drop.reason == "record_too_large"
+
+
 def test_pubmed_records_and_a_pmc_tar(real_data: Path, tmp_path: Path) -> None:
     (document,), _ = read(PubmedSource(name="p", paths=(str(real_data / "jats" / "pubmed-29768149.xml"),)))
     assert document.meta["date"] == "2018-05-17" and "METHODS: We conducted a 52-week" in document.text
