@@ -212,16 +212,22 @@ def _standard_files() -> Iterator[tuple[str, str, str]]:
 
 def _package_files(package: str, source: str) -> Iterator[tuple[str, str, str]]:
     distribution = _distribution(package, source)
-    record = distribution.read_text("RECORD")  # one CSV row a file, its name first (PEP 376)
-    if record is None:
-        raise ValueError(f"{source}: package {package!r} has no list of its files; install it with pip")
     root = str(distribution.locate_file(""))
-    for row in csv.reader(record.splitlines()):
-        key = row[0] if row else ""
+    for key in _listed(distribution, package, source):
         if key.endswith(".py") and ".." not in key and not LEFT_OUT.search(key):
             path = os.path.join(root, key)  # noqa: PTH118
             if os.path.isfile(path):  # noqa: PTH113
                 yield package, key, path
+
+
+def _listed(distribution: metadata.Distribution, package: str, source: str) -> list[str]:
+    """The files of a package, below the folder that packages are in."""
+    if (record := distribution.read_text("RECORD")) is not None:  # one CSV row a file, its name first (PEP 376)
+        return [row[0] for row in csv.reader(record.splitlines()) if row]
+    # an older pip that had no `wheel` ran setup.py; the list is relative to the folder of the package's description
+    if (installed := distribution.read_text("installed-files.txt")) is not None:
+        return [line.removeprefix("../") for line in installed.splitlines()]
+    raise ValueError(f"{source}: package {package!r} has no list of its files; install it with pip")
 
 
 def _distribution(package: str, source: str) -> metadata.Distribution:

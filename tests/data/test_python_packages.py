@@ -116,6 +116,27 @@ def test_nothing_is_imported_and_bad_files_are_counted(tmp_path: Path) -> None:
     assert [document.text for document in prose] == ["half \ufffd a pair"]
 
 
+def test_a_package_that_an_old_pip_installed_has_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `wheel`, pip 23.0 runs setup.py: the list of files has another name and other places."""
+    about = tmp_path / "oldpack-1.0.egg-info"
+    for name, text in {
+        "oldpack/__init__.py": '"""What an old package is for."""\n',
+        "oldpack/deep/part.py": '"""What a part of it is for."""\n',
+        "unlisted/x.py": '"""Of another package."""\n',
+        f"{about.name}/PKG-INFO": "Metadata-Version: 1.0\nName: oldpack\nVersion: 1.0\nLicense: MIT\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    listed = ("../oldpack/__init__.py", "../oldpack/__pycache__/x.pyc", "../oldpack/deep/part.py", "PKG-INFO")
+    (about / "installed-files.txt").write_text("\n".join(listed) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    documents, _ = read(PythonProse(packages=("oldpack",), standard_library=False, max_bytes=10**6))
+    assert sorted(document.meta["path"] for document in documents) == ["oldpack/__init__.py", "oldpack/deep/part.py"]
+    (about / "installed-files.txt").unlink()
+    with pytest.raises(ValueError, match="'oldpack' has no list of its files"):
+        read(PythonProse(packages=("oldpack",), standard_library=False, max_bytes=10**6))
+
+
 def test_missing_packages_and_empty_settings_are_named() -> None:
     with pytest.raises(ValueError, match=r"code: package 'no-such-package' is not installed; .*requirements.txt"):
         PythonCode(packages=("no-such-package",), max_bytes=1000).shards()
