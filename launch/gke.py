@@ -64,10 +64,10 @@ def steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
 def check_kept(job: Job, volume: str | None) -> None:
     """Refuses checkpoints on a pod's own disk: every restart makes new pods, and begins with an empty one."""
     job.check_shared()
-    places = job.places()
-    if not any("://" in place or (volume and place.startswith(f"{MOUNT}/")) for place in places):
+    place = job.place()
+    if "://" not in place and not (volume and place.startswith(f"{MOUNT}/")):
         raise ValueError(
-            f"checkpoints in {places[0]} would be on a pod's own disk, which a restart empties: add "
+            f"checkpoints in {place} would be on a pod's own disk, which a restart empties: add "
             f"checkpoint.path=gs://BUCKET/FOLDER, or --volume CLAIM and run_dir={MOUNT}/FOLDER"
         )
 

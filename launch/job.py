@@ -35,14 +35,14 @@ class Job:
         cache = (f"train.compilation_cache={self.cache}",) if self.cache else ()
         return (self.python, "-m", "train.main", "--config", self.config, *cache, *self.overrides)
 
-    def places(self) -> list[str]:
-        """Where the overrides let checkpoints go: checkpoint.path, where it is given, or run_dir."""
+    def place(self) -> str:
+        """Where the overrides let checkpoints go: checkpoint.path, where it is given, or run_dir; "" for neither."""
         given = {name: value.strip("'\"") for name, _, value in (one.partition("=") for one in self.overrides)}
-        return [place for name in ("checkpoint.path", "run_dir") if (place := given.get(name))][:1]
+        return given.get("checkpoint.path") or given.get("run_dir", "")
 
     def check_shared(self) -> None:
         """Refuses several hosts, or machines that may go away, without a place for checkpoints that outlives them."""
-        if not any("://" in place or place.startswith("/") for place in self.places()):
+        if "://" not in self.place() and not self.place().startswith("/"):
             raise ValueError(
                 "add checkpoint.path=gs://BUCKET/FOLDER, or run_dir=/FOLDER on a disk that all hosts share: every host "
                 "has a disk of its own, and a checkpoint is written by all of them"

@@ -117,9 +117,9 @@ def queue_steps(job: Job, arguments: Namespace, folder: Path) -> list[Step]:
     if not bucket.startswith("gs://") or " " in bucket:
         raise ValueError(f"--bucket {arguments.bucket}: expected gs://BUCKET/FOLDER")
     job.check_shared()
-    if not any("://" in place for place in job.places()):
+    if "://" not in job.place():
         raise ValueError(
-            f"checkpoints in {job.places()[0]} would be on the machine's own disk, which goes with it: add "
+            f"checkpoints in {job.place()} would be on the machine's own disk, which goes with it: add "
             f"checkpoint.path={bucket}/FOLDER"
         )
     remote = f"{bucket}/{job.name}"

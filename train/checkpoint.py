@@ -27,6 +27,7 @@ from train.meeting import Processes
 from train.state import Params, TrainState, split_params, whole_params
 from train.tiers import (
     Copier,
+    about,
     lack_of_room,
     open_folder,
     remove_half_written,
@@ -95,9 +96,8 @@ class Checkpoints:
             # Orbax clears these in the background, and not always before the first save
             remove_half_written(self.folder)
             remove_half_written(self.durable)
-        self._copier = (
-            Copier(self.folder, self.durable, config.keep) if config.local and self._processes.chief else None
-        )
+        copying = config.local and self._processes.chief
+        self._copier = Copier(self.folder, self.durable, config.keep) if copying else None
         # All processes go the same way: one that reads a shared disk's old listing would begin anew, and the rest wait.
         self.latest: int | None = self._processes.exchange("newest checkpoint", next(iter(self.steps()), None))[0]
         self._orbax = ocp.training.Checkpointer(
@@ -108,9 +108,8 @@ class Checkpoints:
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is to be written after this step, the last one aside."""
-        return step % self._config.every_steps == 0 or (
-            bool(self._config.local) and step % self._config.local_every_steps == 0
-        )
+        locally = bool(self._config.local) and step % self._config.local_every_steps == 0
+        return locally or step % self._config.every_steps == 0
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, newest first."""
@@ -211,7 +210,8 @@ class Checkpoints:
 
         Returns where it stands in the data.
         """
-        where, (theirs, data) = self._where(step), self._about(step)
+        where = self._where(step)
+        theirs, data = about(where)
         check_same(where, theirs, identity, carry_on=self._config.carry_on)
         if (position := data.pop("position")) != step:
             raise unreadable(where, ValueError(f"it stands at data position {position}, expected {step}"))
@@ -219,16 +219,7 @@ class Checkpoints:
 
     def base(self, step: int) -> str | None:
         """The fingerprint of the weights that are under a checkpoint's adapters and not in it."""
-        return self._about(step)[0]["base"]
-
-    def _about(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Whose a checkpoint is (identity) and where it stands in the data."""
-        where = self._where(step)
-        try:
-            items = ocp.load_checkpointables(where, {"meta": None, "data": None})
-            return dict(items["meta"]["identity"]), dict(items["data"])
-        except Exception as error:
-            raise unreadable(where, error) from error
+        return about(self._where(step))[0]["base"]
 
     def restore(self, step: int, abstract: TrainState, frozen: Params | None = None) -> TrainState:
         """The state of a checkpoint, each leaf placed as `abstract` says; the mesh may differ from the one that saved.

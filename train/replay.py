@@ -152,6 +152,7 @@ def document_losses(
 
     @jax.jit
     def nats(params: Any, batch: Any) -> jax.Array:
+        """[B, T] float32: of every token, whatever its loss weight."""
         model = merge(graphdef, params)
         rows = RowContext.of_batch(batch)
         hidden_BTD = model(batch["inputs"], batch["segment_ids"], batch["positions"], rows=rows)

@@ -7,8 +7,10 @@ file that Orbax writes last. Paths may be any that `etils.epath` knows (`gs://` 
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 from etils import epath
+from orbax.checkpoint import v1 as ocp
 
 COMMITTED = "commit_success.txt"  # Orbax's mark of a whole folder on an object store
 GIB = 1 << 30
@@ -82,6 +84,15 @@ def unreadable(where: epath.Path, error: Exception) -> ValueError:
     """The one-line error of a checkpoint whose files cannot be read."""
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return ValueError(f"checkpoint {where} could not be read ({reason})")
+
+
+def about(where: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(whose a checkpoint is: its identity, where it stands in the data); ValueError where it cannot be read."""
+    try:
+        items = ocp.load_checkpointables(where, {"meta": None, "data": None})
+        return dict(items["meta"]["identity"]), dict(items["data"])
+    except Exception as error:
+        raise unreadable(where, error) from error
 
 
 class Copier:
